@@ -1,0 +1,47 @@
+"""A codebook that follows the running mean of the latents that chose each code."""
+
+import torch
+from torch import Tensor
+
+from vqkit.codebooks.stored import StoredCodebook
+from vqkit.ops import ema_update
+
+
+class EMACodebook(StoredCodebook):
+    """K vectors, each the exponential moving average of its latents; no gradient.
+
+    n <- decay n + (1 - decay) counts;  m <- decay m + (1 - decay) sums;  code = m / n', with n' the Laplace-smoothed n.
+
+    The arguments are those of ``StoredCodebook``, and
+    eps: of the smoothing n' = (n + eps) / (sum n + K eps) * sum n, which keeps unused codes from a division by zero.
+
+    A replaced code takes its average with it, so that the next update does not bring the dead vector back.
+
+    Source: van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1; Razavi et al. 2019 (arXiv 1906.00446), section 3.1.
+    """
+
+    def __init__(self, size: int, dim: int, *, eps: float = 1e-5, **stored):
+        super().__init__(size, dim, **stored)
+        self.eps = eps
+        codes = torch.empty(size, dim)
+        torch.nn.init.kaiming_uniform_(codes)
+        self.register_buffer("codes", codes)
+        self.register_buffer("embed_sum", codes.clone())
+
+    def forward(self) -> Tensor:
+        # ``observe`` writes the codes in place while the backward pass still needs the ones it used.
+        return self.codes.clone() if self.training else self.codes
+
+    def _restart(self, centres: Tensor, counts: Tensor) -> None:
+        super()._restart(centres, counts)
+        self.embed_sum.copy_(centres * counts[:, None])
+
+    def _learn(self, sums: Tensor) -> None:
+        ema_update(self.embed_sum, sums, self.decay)
+        total = self.cluster_size.sum()
+        smoothed = (self.cluster_size + self.eps) / (total + self.size * self.eps) * total
+        self.codes.copy_((self.embed_sum / smoothed[:, None]).where(total > 0, self.codes))
+
+    def _replace(self, dead: Tensor, rows: Tensor) -> None:
+        super()._replace(dead, rows)
+        self.embed_sum.copy_((rows * self.threshold_ema_dead_code).to(self.embed_sum.dtype).where(dead[:, None], self.embed_sum))

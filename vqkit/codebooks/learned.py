@@ -1,0 +1,30 @@
+"""A codebook of free parameters, trained by the gradient of the codebook loss."""
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.codebooks.stored import StoredCodebook
+
+
+class LearnedCodebook(StoredCodebook):
+    """K vectors as an ``nn.Parameter``, started uniformly in (-1/K, 1/K).
+
+    The arguments are those of ``StoredCodebook``. Only codes that were selected get a gradient. Under
+    ``DistributedDataParallel`` the gradients are averaged as those of any parameter.
+
+    Source: van den Oord et al. 2017 (arXiv 1711.00937), equation 3.
+    """
+
+    trained_by_gradient = True
+
+    def __init__(self, size: int, dim: int, **stored):
+        super().__init__(size, dim, **stored)
+        self.codes = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
+
+    def forward(self) -> Tensor:
+        # A replacement writes the parameter in place while the backward pass still needs the codes it used.
+        return self.codes.clone() if self.training and self.threshold_ema_dead_code else self.codes
+
+    def observe(self, latents: Tensor, indices: Tensor) -> None:
+        if self.threshold_ema_dead_code:
+            super().observe(latents, indices)

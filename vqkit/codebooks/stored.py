@@ -1,0 +1,102 @@
+"""What codebooks that store their vectors share: a k-means start, running code use, and the replacement of dead codes."""
+
+import torch
+from torch import Tensor
+
+from vqkit.codebooks.codebook import Codebook
+from vqkit.codebooks.kmeans import kmeans
+from vqkit.codebooks.ranks import draw_latents, sum_over_ranks
+from vqkit.ops import code_statistics, ema_update
+
+
+class StoredCodebook(Codebook):
+    """A codebook whose K vectors are stored, as ``codes``.
+
+    size, dim: K and the length of a code.
+    decay: of the running code use ``cluster_size`` (K,), in latents a step.
+    kmeans_init: the first training batch sets the codes to its k-means centres, after ``kmeans_iters`` iterations.
+    threshold_ema_dead_code: a code whose running use is below this is replaced by a latent of the batch. 0: never.
+    cosine: the quantizer looks at directions only (it projects the codes to the unit sphere), so k-means is spherical.
+
+    Statistics stay in float32 whatever ``.to(dtype)`` asks for. All ranks hold the same codes and agree on replacements;
+    the collectives do not depend on the data. Random draws come from torch's default generator.
+    """
+
+    codes: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        decay: float = 0.8,
+        kmeans_init: bool = False,
+        kmeans_iters: int = 10,
+        threshold_ema_dead_code: float = 0,
+        cosine: bool = False,
+    ):
+        super().__init__(size, dim)
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay: expected 0 <= decay < 1, got {decay}")
+        if threshold_ema_dead_code < 0:
+            raise ValueError(f"threshold_ema_dead_code: expected at least 0, got {threshold_ema_dead_code}")
+        if kmeans_init and kmeans_iters < 1:
+            raise ValueError(f"kmeans_iters: expected at least 1, got {kmeans_iters}")
+        self.decay = decay
+        self.kmeans_iters = kmeans_iters
+        self.threshold_ema_dead_code = threshold_ema_dead_code
+        self.cosine = cosine
+        self.register_buffer("cluster_size", torch.ones(size))
+        self.register_buffer("initialised", torch.tensor(not kmeans_init))
+        # The same as the buffer, on the host, so that no step waits for the device.
+        self._awaits_start = kmeans_init
+
+    @torch.no_grad()
+    def prepare(self, latents: Tensor, valid: Tensor) -> None:
+        if self._awaits_start:
+            centres, counts = kmeans(latents, valid, self.size, self.kmeans_iters, self.cosine)
+            self._restart(centres, counts)
+            self.initialised.fill_(True)
+            self._awaits_start = False
+
+    @torch.no_grad()
+    def observe(self, latents: Tensor, indices: Tensor) -> None:
+        sums, counts = code_statistics(latents, indices, self.size)
+        shared = [sums, counts.to(sums.dtype)]
+        if self.threshold_ema_dead_code:
+            shared += draw_latents(latents, indices >= 0, self.size)
+        sums, counts, *replacements = sum_over_ranks(*shared)
+        ema_update(self.cluster_size, counts, self.decay)
+        self._learn(sums)
+        if replacements:
+            rows, drawn = replacements
+            self._replace((self.cluster_size < self.threshold_ema_dead_code) & (drawn > 0), rows)
+
+    def _restart(self, centres: Tensor, counts: Tensor) -> None:
+        """Begin again from these codes, (K, dim), and how many latents chose each, (K,)."""
+        self.codes.copy_(centres)
+        self.cluster_size.copy_(counts)
+
+    def _learn(self, sums: Tensor) -> None:
+        """Learn from the sums (K, dim) of the latents that chose each code, over all ranks."""
+
+    def _replace(self, dead: Tensor, rows: Tensor) -> None:
+        """Put rows (K, dim) in the place of the dead codes, dead (K,) bool, and give them a use at the threshold."""
+        self.codes.copy_(rows.to(self.codes.dtype).where(dead[:, None], self.codes))
+        self.cluster_size.masked_fill_(dead, self.threshold_ema_dead_code)
+
+    def _apply(self, fn, recurse=True):
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            if self._buffers[name].dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if f"{prefix}initialised" in state_dict:
+            self._awaits_start = not bool(state_dict[f"{prefix}initialised"])
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, decay={self.decay}, threshold_ema_dead_code={self.threshold_ema_dead_code}"

@@ -1,0 +1,64 @@
+"""A codebook generated from a language model's word vectors by a transfer network (VQCT)."""
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.codebooks.codebook import Codebook
+from vqkit.ops import Graph
+
+
+class TransferredCodebook(Codebook):
+    """codes = network(word vectors, graph): every code moves when any one of its neighbours is selected.
+
+    Args:
+        word_vectors: (K, W) float32, constants: one row a word, one word a code.
+        network: called as network(word_vectors, graph) -> (K, dim), with an attribute ``out_dim``; ``nn.GraphTransfer``,
+            ``nn.MLPTransfer``.
+        graph: relations between the words, or None for a network that uses none.
+
+    In training the whole codebook is generated at each step, with the network's own dropout. In eval mode it is constant:
+    generated once, without gradient, and again only after the network's parameters or its device have changed.
+
+    Source: Zhang et al. 2024 (arXiv 2403.10071), section 3.3.
+    """
+
+    trained_by_gradient = True
+
+    def __init__(self, word_vectors: Tensor, network: nn.Module, graph: Graph | None):
+        if word_vectors.ndim != 2 or not word_vectors.is_floating_point():
+            raise ValueError(f"word_vectors: expected floating point (K, W), got {word_vectors.dtype} {tuple(word_vectors.shape)}")
+        if graph is not None and graph.num_nodes != len(word_vectors):
+            raise ValueError(f"graph: expected a node for each of the {len(word_vectors)} words, got {graph.num_nodes} nodes")
+        super().__init__(len(word_vectors), network.out_dim)
+        self.network = network
+        self.register_buffer("word_vectors", word_vectors.clone())
+        for name in ("offsets", "neighbours", "weights"):
+            self.register_buffer(f"graph_{name}", None if graph is None else getattr(graph, name).clone())
+        self.symmetric = graph is not None and graph.symmetric
+        self._generated: Tensor | None = None
+        self._generated_from: tuple | None = None
+
+    @property
+    def graph(self) -> Graph | None:
+        """The relations between the words, on the device of the codebook."""
+        if self.graph_offsets is None:
+            return None
+        return Graph(self.graph_offsets, self.graph_neighbours, self.graph_weights, self.symmetric)
+
+    def forward(self) -> Tensor:
+        if self.training:
+            return self.network(self.word_vectors, self.graph)
+        state = tuple((id(p), p._version) for p in self.network.parameters())
+        if self._generated is None or self._generated_from != state:
+            with torch.no_grad():
+                self._generated = self.network(self.word_vectors, self.graph)
+            self._generated_from = state
+        return self._generated
+
+    def train(self, mode: bool = True):
+        self._generated = None
+        return super().train(mode)
+
+    def _apply(self, fn, recurse=True):
+        self._generated = None
+        return super()._apply(fn, recurse)

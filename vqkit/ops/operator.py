@@ -1,0 +1,77 @@
+"""The implementations of one operator, found by their common stem, and the call of the one that the backend rules choose."""
+
+import importlib
+from collections.abc import Callable
+
+from torch import Tensor
+
+from vqkit import backend as backends
+
+
+class Operator:
+    """All implementations of one operator: ``vqkit.kernels.<stem>``, ``vqkit.native`` and the reference given here.
+
+    Every implementation has the same functions with the same signatures; ``compute`` calls the chosen one.
+    """
+
+    def __init__(self, stem: str, *, cuda: bool = False, **reference: Callable):
+        self.stem = stem
+        self._cuda = cuda
+        self._reference = reference
+
+    def refusals(self, tensors: tuple[Tensor, ...]) -> dict[str, Callable[[], str | None]]:
+        """For each backend, best first, why it cannot compute on these tensors (None: it can)."""
+        refusals = {"triton": lambda: self._triton_refusal(tensors)}
+        if self._cuda:
+            refusals["cuda"] = lambda: _native().cuda_rejects(*tensors)
+        refusals["native"] = lambda: _native().rejects(*tensors)
+        refusals["reference"] = lambda: None
+        return refusals
+
+    def compute(self, function: str, *arguments, backend: str | None = None):
+        """Call ``function`` of the backend that is asked for or, else, of the best one that accepts the tensors."""
+        tensors = tuple(a for a in arguments if isinstance(a, Tensor))
+        chosen = backends.choose(self.stem, self.refusals(tensors), backend)
+        if chosen == "reference":
+            return self._reference[function](*arguments)
+        if chosen == "triton":
+            return getattr(self._kernels(), function)(*arguments)
+        return getattr(_native(), function if chosen == "native" else f"cuda_{function}")(*arguments)
+
+    def _kernels(self):
+        return importlib.import_module(f"vqkit.kernels.{self.stem}")
+
+    def _triton_refusal(self, tensors: tuple[Tensor, ...]) -> str | None:
+        from vqkit.kernels import probe
+
+        return probe.unavailable(*tensors) or self._kernels().rejects(*tensors)
+
+
+def _native():
+    return importlib.import_module("vqkit.native")
+
+
+def check_rows(name: str, tensor: Tensor, *, like: tuple[str, Tensor] | None = None) -> None:
+    """Raise unless ``tensor`` is floating point, has a last dimension of at least one and agrees with ``like``."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+    if tensor.ndim == 0 or tensor.shape[-1] == 0:
+        raise ValueError(f"{name}: expected a last dimension of at least 1, got shape {tuple(tensor.shape)}")
+    if like is None:
+        return
+    other, reference = like
+    if tensor.shape[-1] != reference.shape[-1]:
+        raise ValueError(f"{name}: expected last dimension {reference.shape[-1]} as in {other}, got {tensor.shape[-1]}")
+    if tensor.dtype != reference.dtype:
+        raise TypeError(f"{name}: expected {reference.dtype} as in {other}, got {tensor.dtype}")
+    if tensor.device != reference.device:
+        raise ValueError(f"{name}: expected device {reference.device} as in {other}, got {tensor.device}")
+
+
+def check_codes(codes: Tensor) -> None:
+    """Raise unless ``codes`` is a (K, D) table with K >= 1."""
+    check_rows("codes", codes)
+    if codes.ndim != 2 or codes.shape[0] == 0:
+        raise ValueError(f"codes: expected shape (K, D) with K >= 1, got {tuple(codes.shape)}")

@@ -1,0 +1,85 @@
+"""Codebook statistics: per-code sums and counts of the latents that chose each code, and their exponential moving average."""
+
+import torch
+from torch import Tensor
+
+from vqkit.ops.operator import Operator, check_rows
+
+
+def code_statistics_reference(latents: Tensor, indices: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
+    """Stable sort by code, then the sum of every segment."""
+    # Masked rows (index -1) form a first segment of their own, which is dropped.
+    segments = indices + 1
+    counts = torch.zeros(codebook_size + 1, dtype=torch.int64, device=indices.device)
+    counts.scatter_add_(0, segments, torch.ones_like(segments))
+    rows = latents[segments.argsort(stable=True)].to(torch.promote_types(latents.dtype, torch.float32))
+    sums = torch.segment_reduce(rows, "sum", lengths=counts, unsafe=True, initial=0.0)
+    return sums[1:].clone(), counts[1:].clone()
+
+
+_OPERATOR = Operator("statistics", code_statistics=code_statistics_reference)
+
+
+@torch.library.custom_op("vqkit::code_statistics", mutates_args=())
+def _code_statistics(latents: Tensor, indices: Tensor, codebook_size: int, backend: str) -> tuple[Tensor, Tensor]:
+    if indices.numel() and indices.device.type == "cpu" and not -1 <= int(indices.min()) <= int(indices.max()) < codebook_size:
+        raise IndexError(f"indices: expected -1 <= index < codebook_size = {codebook_size}, got {int(indices.min())}..{int(indices.max())}")
+    return _OPERATOR.compute("code_statistics", latents.contiguous(), indices.contiguous(), codebook_size, backend=backend)
+
+
+@_code_statistics.register_fake
+def _(latents, indices, codebook_size, backend):
+    dtype = torch.promote_types(latents.dtype, torch.float32)
+    return latents.new_empty((codebook_size, latents.shape[-1]), dtype=dtype), latents.new_empty((codebook_size,), dtype=torch.int64)
+
+
+def check_indices(indices: Tensor, latents: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless ``indices`` is an int64 tensor of this shape on the device of ``latents``."""
+    if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
+        raise TypeError(f"indices: expected an int64 tensor, got {getattr(indices, 'dtype', type(indices).__name__)}")
+    if tuple(indices.shape) != tuple(shape):
+        raise ValueError(f"indices: expected shape {tuple(shape)}, got {tuple(indices.shape)}")
+    if indices.device != latents.device:
+        raise ValueError(f"indices: expected device {latents.device} as in latents, got {indices.device}")
+
+
+def code_statistics(latents: Tensor, indices: Tensor, codebook_size: int, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """Per-code sums and counts of the latents that chose each code.
+
+    sums[k] = sum of latents[n] over the n with indices[n] == k;  counts[k] = how many they are.
+
+    Args:
+        latents: (..., D), floating point.
+        indices: (...), int64 in -1..codebook_size-1; -1 leaves a row out.
+        codebook_size: K >= 1.
+        backend: as in ``nearest_codes``.
+
+    Returns:
+        sums: (K, D), float32 (float64 for float64 latents), zero for a code that nobody chose.
+        counts: (K,), int64.
+        Neither has a gradient. The order of summation is fixed: two runs give the same bits, on any number of threads.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not fit. IndexError: an index out of range (checked where it
+        costs no synchronisation: on the CPU).
+    """
+    check_rows("latents", latents)
+    check_indices(indices, latents, latents.shape[:-1])
+    if codebook_size < 1:
+        raise ValueError(f"codebook_size: expected at least 1, got {codebook_size}")
+    return _code_statistics(latents.detach().reshape(-1, latents.shape[-1]), indices.reshape(-1), codebook_size, backend or "")
+
+
+def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
+    """How often each code was chosen: ``indices`` of any shape, int64, -1 left out -> (K,) int64. Deterministic."""
+    counts = torch.zeros(codebook_size + 1, dtype=torch.int64, device=indices.device)
+    chosen = indices.reshape(-1) + 1
+    return counts.scatter_add(0, chosen, torch.ones_like(chosen))[1:]
+
+
+def ema_update(average: Tensor, batch: Tensor, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * batch, in place, in the dtype of ``average``.
+
+    Source: van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1, equations 6 and 7.
+    """
+    average.lerp_(batch.to(average.dtype), 1 - decay)

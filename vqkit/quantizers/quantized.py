@@ -1,0 +1,53 @@
+"""What a quantizer returns: a triple to unpack, with more to look at."""
+
+import torch
+from torch import Tensor
+
+
+def usage(counts: Tensor) -> Tensor:
+    """Fraction of the codes that were selected at least once, (), from counts (K,)."""
+    return (counts > 0).float().mean()
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """exp of the entropy of the code frequencies, (), between 1 and K, from counts (K,); 1 when there are none."""
+    share = counts / counts.sum().clamp(min=1)
+    return torch.special.entr(share).sum().exp()
+
+
+class Quantized(tuple):
+    """``quantized, indices, loss = quantizer(x)``, and by name:
+
+    quantized: as the input, with the gradient the quantizer defines.  indices: int64, -1 where masked.
+    loss: () weighted sum, ready to be added to a model's loss.  losses: its terms by name, unweighted, each ().
+    counts: (K,) int64, how often each code was selected in this batch on this rank.
+    usage, perplexity: () of these counts, on the device, computed when asked for.
+    parts: the result of each part of a product, () for a single quantizer.
+    """
+
+    def __new__(
+        cls,
+        quantized: Tensor,
+        indices: Tensor,
+        loss: Tensor,
+        losses: dict[str, Tensor],
+        counts: Tensor | None,
+        parts: "tuple[Quantized, ...]" = (),
+    ):
+        self = super().__new__(cls, (quantized, indices, loss))
+        self.losses = losses
+        self.counts = counts
+        self.parts = parts
+        return self
+
+    quantized = property(lambda self: self[0])
+    indices = property(lambda self: self[1])
+    loss = property(lambda self: self[2])
+
+    @property
+    def usage(self) -> Tensor:
+        return torch.stack([part.usage for part in self.parts]).mean() if self.parts else usage(self.counts)
+
+    @property
+    def perplexity(self) -> Tensor:
+        return torch.stack([part.perplexity for part in self.parts]).mean() if self.parts else perplexity(self.counts)

@@ -1,0 +1,202 @@
+"""The drop-in vector quantizer: project, search, pass the gradient straight through, let the codebook learn."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from vqkit.codebooks import Codebook, EMACodebook, LearnedCodebook
+from vqkit.ops import code_counts, nearest_codes, straight_through
+from vqkit.ops.nearest import MAX_K, Metric
+from vqkit.ops.straight_through import Gradient
+from vqkit.quantizers.quantized import Quantized
+
+_STORED = {"ema": EMACodebook, "learned": LearnedCodebook}
+
+
+class Quantizer(nn.Module):
+    """Replaces every latent by its nearest code.
+
+    loss = commitment_weight * mean (x - sg q)^2 [+ mean (sg x - q)^2 when the codebook is trained by gradient]
+
+    Args:
+        dim: D, size of the feature dimension of the input.
+        codebook_size: K.
+        codebook_dim: length of a code; a linear layer in and one out join it to ``dim`` where they differ. Default: dim.
+        metric: "l2", or "cosine": latents and codes are projected to the unit sphere.
+        codebook: "ema" (moving average of the latents), "learned" (gradient), or a ``Codebook`` of matching size.
+        decay, kmeans_init, kmeans_iters, threshold_ema_dead_code: of the stored codebooks, see ``StoredCodebook``.
+        commitment_weight: see the formula.
+        gradient: "straight_through" or "rotation", see ``ops.straight_through``.
+        heads: each latent is cut into this many pieces of ``codebook_dim``, all searched in one codebook.
+        top_k: the nearest ``top_k`` codes are averaged (1..8).
+        channel_first: the input is (B, D, *spatial) instead of (..., D).
+
+    Raises ValueError or TypeError for arguments that do not fit.
+
+    Source: van den Oord et al. 2017 (arXiv 1711.00937); factorised codes and cosine metric: Yu et al. 2021 (arXiv 2110.04627),
+    section 3.2.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        codebook_dim: int | None = None,
+        metric: Metric = "l2",
+        codebook: Literal["ema", "learned"] | Codebook = "ema",
+        decay: float = 0.8,
+        commitment_weight: float = 1.0,
+        gradient: Gradient = "straight_through",
+        kmeans_init: bool = False,
+        kmeans_iters: int = 10,
+        threshold_ema_dead_code: float = 0,
+        heads: int = 1,
+        top_k: int = 1,
+        channel_first: bool = False,
+    ):
+        super().__init__()
+        for name, value in (("dim", dim), ("codebook_size", codebook_size), ("codebook_dim", codebook_dim), ("heads", heads)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if metric not in ("l2", "cosine"):
+            raise ValueError(f"metric: expected 'l2' or 'cosine', got {metric!r}")
+        if gradient not in ("straight_through", "rotation"):
+            raise ValueError(f"gradient: expected 'straight_through' or 'rotation', got {gradient!r}")
+        if not 1 <= top_k <= min(MAX_K, codebook_size):
+            raise ValueError(f"top_k: expected 1 <= top_k <= min({MAX_K}, codebook_size), got {top_k}")
+        codebook_dim = codebook_dim or dim
+        if isinstance(codebook, str):
+            if codebook not in _STORED:
+                raise ValueError(f"codebook: expected one of {', '.join(map(repr, _STORED))} or a Codebook, got {codebook!r}")
+            codebook = _STORED[codebook](
+                codebook_size,
+                codebook_dim,
+                decay=decay,
+                kmeans_init=kmeans_init,
+                kmeans_iters=kmeans_iters,
+                threshold_ema_dead_code=threshold_ema_dead_code,
+                cosine=metric == "cosine",
+            )
+        elif not isinstance(codebook, Codebook):
+            raise TypeError(f"codebook: expected a name or a vqkit.codebooks.Codebook, got {type(codebook).__name__}")
+        if (codebook.size, codebook.dim) != (codebook_size, codebook_dim):
+            raise ValueError(
+                f"codebook: expected {codebook_size} codes of length {codebook_dim}, got {codebook.size} of length {codebook.dim}"
+            )
+        self.dim = dim
+        self.codebook_size = codebook_size
+        self.codebook_dim = codebook_dim
+        self.metric = metric
+        self.commitment_weight = commitment_weight
+        self.gradient = gradient
+        self.heads = heads
+        self.top_k = top_k
+        self.channel_first = channel_first
+        self.codebook = codebook
+        joined = codebook_dim * heads == dim
+        self.project_in = nn.Identity() if joined else nn.Linear(dim, codebook_dim * heads)
+        self.project_out = nn.Identity() if joined else nn.Linear(codebook_dim * heads, dim)
+
+    @property
+    def codes(self) -> Tensor:
+        """The codes as they are now, (K, codebook_dim)."""
+        return self._prepared(self.codebook())
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, codes: Tensor | None = None) -> Quantized:
+        """Quantize ``x`` and, in training mode, let the codebook learn from it.
+
+        Args:
+            x: (..., D), or (B, D, *spatial) with channel_first; any floating dtype (the search runs in float32 or better).
+            mask: bool, shape of ``x`` without D; False leaves a latent out: output 0, index -1, no part in loss or statistics.
+            codes: (K, codebook_dim) to use in place of the codebook's own.
+
+        Returns:
+            ``Quantized``: quantized as ``x`` (equal to ``decode(indices)`` with the codes used), indices of shape
+            (*x without D [, heads][, top_k]), loss (). Rows with NaN or infinity get index 0 and do not reach the statistics.
+        """
+        latents, shape, valid = self._latents(x, mask)
+        with torch.no_grad():
+            sound = latents.isfinite().all(-1)
+            sound = sound if valid is None else sound & valid
+            if self.training:
+                self.codebook.prepare(latents.detach(), sound)
+        codes = self._prepared(self.codebook() if codes is None else codes).to(latents.dtype)
+        indices = self._search(latents, codes, valid)
+        quantized, commitment, codebook_loss = straight_through(latents, codes, indices, gradient=self.gradient)
+        loss = self.commitment_weight * commitment
+        losses = {"commitment": commitment}
+        if self.codebook.trained_by_gradient:
+            loss, losses["codebook"] = loss + codebook_loss, codebook_loss
+        if self.training:
+            chosen = indices.where(sound[:, None], -1)
+            self.codebook.observe(latents.detach().repeat_interleave(self.top_k, 0), chosen.reshape(-1))
+        output = self._restored(quantized, shape, valid, x.dtype)
+        return Quantized(output, self._shaped(indices, shape), loss, losses, code_counts(indices, self.codebook_size))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, mask: Tensor | None = None, codes: Tensor | None = None) -> Tensor:
+        """The indices that ``forward`` returns, without learning."""
+        latents, shape, valid = self._latents(x, mask)
+        codes = self._prepared(self.codebook() if codes is None else codes).to(latents.dtype)
+        return self._shaped(self._search(latents, codes, valid), shape)
+
+    def decode(self, indices: Tensor, codes: Tensor | None = None) -> Tensor:
+        """The vectors of these indices, in the layout of ``x``: ``decode(encode(x))`` is the output of eval-mode ``forward``.
+
+        indices: as ``encode`` returns them; -1 gives a zero vector. Raises ValueError for a shape or IndexError for an index that does
+        not fit (on the CPU). The gradient reaches the codes where they are trained by gradient.
+        """
+        tail = (self.heads,) * (self.heads > 1) + (self.top_k,) * (self.top_k > 1)
+        if tail and tuple(indices.shape[-len(tail) :]) != tail:
+            raise ValueError(f"indices: expected a shape that ends in {tail} (heads, top_k), got {tuple(indices.shape)}")
+        shape = indices.shape[: indices.ndim - len(tail)]
+        codes = self._prepared(self.codebook() if codes is None else codes)
+        columns = indices.reshape(-1, self.top_k)
+        vectors = codes[columns.clamp(min=0)].mean(1)
+        valid = (columns[:, :1] >= 0)
+        return self._restored(vectors.where(valid, 0.0), shape, valid[:, 0], self._output_dtype())
+
+    def _output_dtype(self) -> torch.dtype | None:
+        return next((p.dtype for p in self.project_out.parameters()), None)
+
+    def _latents(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, torch.Size, Tensor | None]:
+        """Flat latents (N * heads, codebook_dim), the shape of x without D, and the flat mask."""
+        rows = x.movedim(1, -1) if self.channel_first else x
+        if not x.is_floating_point() or x.ndim < 1 + self.channel_first or rows.shape[-1] != self.dim:
+            where = "(B, D, *spatial)" if self.channel_first else "(..., D)"
+            raise ValueError(f"x: expected floating point {where} with D = {self.dim}, got {x.dtype} {tuple(x.shape)}")
+        shape = rows.shape[:-1]
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
+            raise ValueError(f"mask: expected bool of shape {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}")
+        latents = self.project_in(rows).reshape(-1, self.codebook_dim)
+        latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        if self.metric == "cosine":
+            latents = normalize(latents, dim=-1)
+        return latents, shape, None if mask is None else mask.reshape(-1).repeat_interleave(self.heads)
+
+    def _prepared(self, codes: Tensor) -> Tensor:
+        return normalize(codes, dim=-1) if self.metric == "cosine" else codes
+
+    def _search(self, latents: Tensor, codes: Tensor, valid: Tensor | None) -> Tensor:
+        _, indices = nearest_codes(latents, codes, self.top_k, metric=self.metric)
+        return indices if valid is None else indices.where(valid[:, None], -1)
+
+    def _shaped(self, indices: Tensor, shape: torch.Size) -> Tensor:
+        return indices.view(*shape, *(self.heads,) * (self.heads > 1), *(self.top_k,) * (self.top_k > 1))
+
+    def _restored(self, vectors: Tensor, shape: torch.Size, valid: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+        """Flat vectors back in the layout of x; masked places stay zero after the projection."""
+        vectors = vectors.view(*shape, self.heads * self.codebook_dim)
+        output = self.project_out(vectors if dtype is None else vectors.to(dtype))
+        if valid is not None and not isinstance(self.project_out, nn.Identity):
+            output = output.where(valid.view(*shape, self.heads)[..., :1], 0.0)
+        return output.movedim(-1, 1) if self.channel_first else output
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, codebook_size={self.codebook_size}, metric={self.metric!r}, gradient={self.gradient!r}, "
+            f"heads={self.heads}, top_k={self.top_k}, channel_first={self.channel_first}"
+        )
