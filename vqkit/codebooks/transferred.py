@@ -17,7 +17,7 @@ class TransferredCodebook(Codebook):
         graph: relations between the words, or None for a network that uses none.
 
     In training the whole codebook is generated at each step, with the network's own dropout. In eval mode it is constant:
-    generated once, without gradient, and again only after the network's parameters or its device have changed.
+    generated once, without gradient and outside autocast, and again only after the network's parameters or its device have changed.
 
     Source: Zhang et al. 2024 (arXiv 2403.10071), section 3.3.
     """
@@ -47,13 +47,18 @@ class TransferredCodebook(Codebook):
 
     def forward(self) -> Tensor:
         if self.training:
-            return self.network(self.word_vectors, self.graph)
+            return self._generate()
         state = tuple((id(p), p._version) for p in self.network.parameters())
         if self._generated is None or self._generated_from != state:
             with torch.no_grad():
-                self._generated = self.network(self.word_vectors, self.graph)
+                self._generated = self._generate()
             self._generated_from = state
         return self._generated
+
+    def _generate(self) -> Tensor:
+        # Codes are compared in float32 or better; and a kept codebook must not depend on who asked first.
+        with torch.autocast(self.word_vectors.device.type, enabled=False):
+            return self.network(self.word_vectors, self.graph)
 
     def train(self, mode: bool = True):
         self._generated = None

@@ -101,7 +101,7 @@ def _reference(offsets: Tensor, neighbours: Tensor, weights: Tensor, features: T
     return torch.segment_reduce(messages, "sum", lengths=offsets.diff(), unsafe=True, initial=0.0).to(features.dtype)
 
 
-_OPERATOR = Operator("aggregate", aggregate=_reference)
+OPERATOR = Operator("aggregate", aggregate=_reference)
 
 
 @torch.library.custom_op("vqkit::aggregate", mutates_args=())
@@ -115,7 +115,7 @@ def _aggregate(
     features: Tensor,
     backend: str,
 ) -> Tensor:
-    return _OPERATOR.compute("aggregate", offsets, neighbours, weights, features.contiguous(), backend=backend)
+    return OPERATOR.compute("aggregate", offsets, neighbours, weights, features.contiguous(), backend=backend)
 
 
 @_aggregate.register_fake

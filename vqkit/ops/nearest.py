@@ -24,13 +24,15 @@ def _reference(latents: Tensor, codes: Tensor, k: int, cosine: bool, exact: bool
     centre = table.sum(0) / finite.sum().clamp(min=1)
     rows, table = (normalize(rows, eps=1e-300), normalize(table, eps=1e-300)) if cosine else (rows - centre, table - centre)
     half = table.square().sum(-1) * (0.0 if cosine else 0.5)
-    found = [_block_reference(block, table, half, finite, k) for block in rows.split(max(1, _BLOCK // len(codes)))]
+    found = [_block_reference(block, table, half, finite, k, cosine) for block in rows.split(max(1, _BLOCK // len(codes)))]
     distances, indices = (torch.cat(part) for part in zip(*found))
-    distances = (distances / (2 if cosine else 1)).where(sound, torch.nan)
-    return distances.to(torch.promote_types(latents.dtype, torch.float32)), indices.where(sound, torch.arange(k, device=rows.device))
+    distances = distances.where(sound, torch.nan).to(torch.promote_types(latents.dtype, torch.float32))
+    return distances, indices.where(sound, torch.arange(k, device=rows.device))
 
 
-def _block_reference(rows: Tensor, table: Tensor, half: Tensor, finite: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _block_reference(
+    rows: Tensor, table: Tensor, half: Tensor, finite: Tensor, k: int, cosine: bool
+) -> tuple[Tensor, Tensor]:
     scores = torch.addmm(-half, rows, table.T).masked_fill_(~finite, -torch.inf)
     largest = table.norm(dim=-1).amax()
     # What float64 cannot tell apart is a tie.
@@ -40,15 +42,16 @@ def _block_reference(rows: Tensor, table: Tensor, half: Tensor, finite: Tensor, 
         best = (scores >= scores.amax(-1, keepdim=True) - rounding).byte().argmax(-1, keepdim=True)
         indices[:, rank : rank + 1] = best
         scores.scatter_(1, best, -torch.inf)
-    return (rows[:, None] - table[indices]).square().sum(-1), indices
+    chosen, rows = table[indices], rows[:, None]
+    return 1 - (rows * chosen).sum(-1) if cosine else (rows - chosen).square().sum(-1), indices
 
 
-_OPERATOR = Operator("nearest", nearest_codes=_reference, cuda=True)
+OPERATOR = Operator("nearest", nearest_codes=_reference, cuda=True)
 
 
 @torch.library.custom_op("vqkit::nearest_codes", mutates_args=())
 def _nearest_codes(latents: Tensor, codes: Tensor, k: int, cosine: bool, exact: bool, backend: str) -> tuple[Tensor, Tensor]:
-    return _OPERATOR.compute("nearest_codes", latents.contiguous(), codes.contiguous(), k, cosine, exact, backend=backend)
+    return OPERATOR.compute("nearest_codes", latents.contiguous(), codes.contiguous(), k, cosine, exact, backend=backend)
 
 
 @_nearest_codes.register_fake

@@ -31,7 +31,7 @@ class Operator:
     def compute(self, function: str, *arguments, backend: str | None = None):
         """Call ``function`` of the backend that is asked for or, else, of the best one that accepts the tensors."""
         tensors = tuple(a for a in arguments if isinstance(a, Tensor))
-        chosen = backends.choose(self.stem, self.refusals(tensors), backend)
+        chosen = backends.choose(self.stem, self.refusals(tensors), backend, on_request(tensors))
         if chosen == "reference":
             return self._reference[function](*arguments)
         if chosen == "triton":
@@ -45,6 +45,11 @@ class Operator:
         from vqkit.kernels import probe
 
         return probe.unavailable(*tensors) or self._kernels().rejects(*tensors)
+
+
+def on_request(tensors: tuple[Tensor, ...]) -> frozenset[str]:
+    """Backends that only an explicit request gets: CUDA C++ until it is measured, Triton's interpreter on CPU tensors."""
+    return frozenset({"cuda"} if any(t.is_cuda for t in tensors) else {"cuda", "triton"})
 
 
 def _native():

@@ -12,19 +12,19 @@ def code_statistics_reference(latents: Tensor, indices: Tensor, codebook_size: i
     segments = indices + 1
     counts = torch.zeros(codebook_size + 1, dtype=torch.int64, device=indices.device)
     counts.scatter_add_(0, segments, torch.ones_like(segments))
-    rows = latents[segments.argsort(stable=True)].to(torch.promote_types(latents.dtype, torch.float32))
+    rows = latents[segments.argsort(stable=True)].double()
     sums = torch.segment_reduce(rows, "sum", lengths=counts, unsafe=True, initial=0.0)
-    return sums[1:].clone(), counts[1:].clone()
+    return sums[1:].to(torch.promote_types(latents.dtype, torch.float32), copy=True), counts[1:].clone()
 
 
-_OPERATOR = Operator("statistics", code_statistics=code_statistics_reference)
+OPERATOR = Operator("statistics", code_statistics=code_statistics_reference)
 
 
 @torch.library.custom_op("vqkit::code_statistics", mutates_args=())
 def _code_statistics(latents: Tensor, indices: Tensor, codebook_size: int, backend: str) -> tuple[Tensor, Tensor]:
     if indices.numel() and indices.device.type == "cpu" and not -1 <= int(indices.min()) <= int(indices.max()) < codebook_size:
         raise IndexError(f"indices: expected -1 <= index < codebook_size = {codebook_size}, got {int(indices.min())}..{int(indices.max())}")
-    return _OPERATOR.compute("code_statistics", latents.contiguous(), indices.contiguous(), codebook_size, backend=backend)
+    return OPERATOR.compute("code_statistics", latents.contiguous(), indices.contiguous(), codebook_size, backend=backend)
 
 
 @_code_statistics.register_fake

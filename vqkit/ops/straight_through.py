@@ -15,12 +15,12 @@ def _quantize(latents: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, 
     accumulate = torch.promote_types(latents.dtype, torch.float32)
     valid = indices[:, :1] >= 0
     chosen = codes[indices.clamp(min=0)].to(accumulate).mean(1)
-    return chosen.where(valid, 0.0), latents.to(accumulate).where(valid, 0.0), (valid.sum() * latents.shape[1]).clamp(min=1)
+    return chosen.where(valid, 0.0), latents.to(accumulate).where(valid, 0.0), (valid.sum() * latents.shape[1]).clamp(min=1).to(accumulate)
 
 
 def _reference(latents: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     quantized, rows, elements = _quantize(latents, codes, indices)
-    error = (rows.double() - quantized.double()).square().sum() / elements
+    error = (rows.double() - quantized.double()).square().sum() / elements.double()
     return quantized.to(latents.dtype), error.to(rows.dtype)
 
 
@@ -52,7 +52,7 @@ def _rotate_back(latents: Tensor, quantized: Tensor, gradient: Tensor) -> Tensor
     return turned.where(turned.isfinite().all(-1, keepdim=True) | ~gradient.isfinite().all(-1, keepdim=True), gradient)
 
 
-_OPERATOR = Operator("straight_through", straight_through=_reference, straight_through_backward=_reference_backward)
+OPERATOR = Operator("straight_through", straight_through=_reference, straight_through_backward=_reference_backward)
 
 
 @torch.library.custom_op("vqkit::straight_through", mutates_args=())
@@ -62,7 +62,7 @@ def _straight_through(
     if indices.numel() and indices.device.type == "cpu" and not -1 <= int(indices.min()) <= int(indices.max()) < len(codes):
         raise IndexError(f"indices: expected -1 <= index < K = {len(codes)}, got {int(indices.min())}..{int(indices.max())}")
     arguments = (latents.contiguous(), codes.contiguous(), indices.contiguous())
-    quantized, error = _OPERATOR.compute("straight_through", *arguments, backend=backend)
+    quantized, error = OPERATOR.compute("straight_through", *arguments, backend=backend)
     return quantized, error, error.clone()
 
 
@@ -84,7 +84,7 @@ def _straight_through_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     arguments = (latents.contiguous(), codes.contiguous(), indices.contiguous(), grad_quantized.contiguous())
-    return _OPERATOR.compute("straight_through_backward", *arguments, grad_commitment, grad_codebook, rotation, backend=backend)
+    return OPERATOR.compute("straight_through_backward", *arguments, grad_commitment, grad_codebook, rotation, backend=backend)
 
 
 @_straight_through_backward.register_fake

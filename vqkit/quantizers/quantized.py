@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 def usage(counts: Tensor) -> Tensor:
@@ -51,3 +52,11 @@ class Quantized(tuple):
     @property
     def perplexity(self) -> Tensor:
         return torch.stack([part.perplexity for part in self.parts]).mean() if self.parts else perplexity(self.counts)
+
+
+def _flatten(result: Quantized) -> tuple[list, None]:
+    return [*result, result.losses, result.counts, result.parts], None
+
+
+# So that torch.compile, torch.export and data parallel wrappers see the tensors inside.
+pytree.register_pytree_node(Quantized, _flatten, lambda children, _: Quantized(*children), serialized_type_name="vqkit.Quantized")

@@ -143,11 +143,12 @@ class Quantizer(nn.Module):
         codes = self._prepared(self.codebook() if codes is None else codes).to(latents.dtype)
         return self._shaped(self._search(latents, codes, valid), shape)
 
+    @torch.no_grad()
     def decode(self, indices: Tensor, codes: Tensor | None = None) -> Tensor:
         """The vectors of these indices, in the layout of ``x``: ``decode(encode(x))`` is the output of eval-mode ``forward``.
 
         indices: as ``encode`` returns them; -1 gives a zero vector. Raises ValueError for a shape or IndexError for an index that does
-        not fit (on the CPU). The gradient reaches the codes where they are trained by gradient.
+        not fit (on the CPU). No gradient.
         """
         tail = (self.heads,) * (self.heads > 1) + (self.top_k,) * (self.top_k > 1)
         if tail and tuple(indices.shape[-len(tail) :]) != tail:
@@ -155,9 +156,9 @@ class Quantizer(nn.Module):
         shape = indices.shape[: indices.ndim - len(tail)]
         codes = self._prepared(self.codebook() if codes is None else codes)
         columns = indices.reshape(-1, self.top_k)
-        vectors = codes[columns.clamp(min=0)].mean(1)
-        valid = (columns[:, :1] >= 0)
-        return self._restored(vectors.where(valid, 0.0), shape, valid[:, 0], self._output_dtype())
+        # Through the operator that forward uses, so that averages of several codes have the same bits.
+        vectors, _, _ = straight_through(codes.new_zeros(len(columns), self.codebook_dim), codes, columns)
+        return self._restored(vectors, shape, columns[:, 0] >= 0, self._output_dtype())
 
     def _output_dtype(self) -> torch.dtype | None:
         return next((p.dtype for p in self.project_out.parameters()), None)

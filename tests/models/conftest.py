@@ -1,0 +1,66 @@
+"""A small vocabulary and small models of every kind."""
+
+import pytest
+import torch
+
+from vqkit.language import Vocabulary
+from vqkit.models import create
+
+ADJECTIVES = ["red", "green", "blue", "small", "big", "striped"]
+NOUNS = ["circle", "square", "star", "sky", "grass", "house", "cat", "hat", "tree"]
+TRUNK = {"channels": 8, "channel_multipliers": (1, 2, 2), "num_res_blocks": 1, "latent_dim": 12}
+KINDS = {
+    "vqvae": ("vqvae", {"channels": 16, "residual_channels": 8, "code_dim": 6, "codebook_size": 32}),
+    "vqvae-ema": ("vqvae", {"channels": 16, "codebook_size": 32, "codebook": "ema", "threshold_ema_dead_code": 1}),
+    "vqgan": ("vqgan", TRUNK | {"codebook_size": 40}),
+    "vqgan-averaged": ("vqgan", TRUNK | {"codebook_size": 40, "selections": (3,), "code_dim": 5}),
+    "vqgan-halves": ("vqgan", TRUNK | {"codebook_size": (6, 9), "selections": (2, 1)}),
+    "vqgan-ema": ("vqgan", TRUNK | {"codebook_size": 40, "codebook": "ema", "attention": False}),
+    "autoencoder": ("vqgan", TRUNK | {"quantize": False, "attention_levels": (-1,)}),
+    "vqct": ("vqct", TRUNK),
+    "vqct-mlp": ("vqct", TRUNK | {"transfer": "mlp", "code_dim": 7}),
+}
+
+
+@pytest.fixture
+def vocabulary():
+    generator = torch.Generator().manual_seed(7)
+    a = len(ADJECTIVES)
+    # "striped", "hat" and "tree" stand alone
+    edges = torch.tensor([[0, a], [0, a + 1], [1, a + 4], [2, a + 3], [3, a + 6], [4, a + 5], [2, a]])
+    return Vocabulary(
+        adjectives=list(ADJECTIVES),
+        nouns=list(NOUNS),
+        edges=edges,
+        edge_counts=torch.tensor([5, 2, 7, 9, 1, 1, 3]),
+        vectors=torch.randn(a + len(NOUNS), 20, generator=generator),
+        encoder="seeded",
+    )
+
+
+@pytest.fixture
+def build(vocabulary):
+    """build(kind, **changes) -> a small model of that kind, the same at each call."""
+
+    def build(kind, **changes):
+        name, config = KINDS[kind]
+        torch.manual_seed(11)
+        given = {"vocabulary": vocabulary} if name == "vqct" else {}
+        return create(name, **given, **(config | changes))
+
+    return build
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, 16, 24, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+@pytest.fixture(params=sorted(KINDS))
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(params=sorted(set(KINDS) - {"autoencoder"}))
+def quantized_kind(request):
+    return request.param

@@ -1,0 +1,50 @@
+"""Tokenizers by name. A new one is its file and one line here."""
+
+import difflib
+import importlib
+import os
+
+from vqkit.models.checkpoint import read_config
+from vqkit.models.tokenizer import Tokenizer
+
+_MODELS = {
+    "vqct": "vqkit.models.vqct:VQCT",
+    "vqgan": "vqkit.models.vqgan:VQGAN",
+    "vqvae": "vqkit.models.vqvae:VQVAE",
+}
+
+
+def names() -> list[str]:
+    """The names that `create` knows."""
+    return sorted(_MODELS)
+
+
+def create(name: str, **config) -> Tokenizer:
+    """A tokenizer with fresh weights, drawn from torch's generator.
+
+    Args:
+        name: one of `names()`.
+        config: fields of the model's configuration (`VQVAEConfig`, `VQGANConfig`, `VQCTConfig`); what is left out has
+            its published value. "vqct" also needs `vocabulary`, a `vqkit.language.Vocabulary`.
+
+    Raises ValueError for another name or a value out of range, TypeError for a field that the model does not have.
+    """
+    return _find(name).create(**config)
+
+
+def from_pretrained(folder: str | os.PathLike) -> Tokenizer:
+    """The tokenizer that `save_pretrained` wrote into a folder, in eval mode, on the CPU, with the dtypes it was saved in.
+
+    Raises FileNotFoundError where a file is missing; ValueError where the files do not fit one another or the model.
+    """
+    name, config = read_config(folder)
+    return _find(name).load(folder, config)
+
+
+def _find(name: str) -> type[Tokenizer]:
+    if name not in _MODELS:
+        near = difflib.get_close_matches(str(name), _MODELS, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(names())}{hint}")
+    module, _, attribute = _MODELS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

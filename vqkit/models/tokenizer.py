@@ -1,0 +1,197 @@
+"""What every tokenizer is: an encoder, a quantizer and a decoder, with pictures on both ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from vqkit.metrics.usage import count_codes
+from vqkit.models import checkpoint
+from vqkit.models.trunk import Trunk
+from vqkit.quantizers import ProductQuantizer, Quantized, Quantizer
+
+
+class TokenizerOutput(NamedTuple):
+    """What a forward pass of a tokenizer gives; B pictures of H x W pixels, h = H / f, w = W / f.
+
+    reconstruction: (B, 3, H, W), not clamped, differentiable in all parameters.
+    loss: scalar, the quantizer's weighted loss; zero without a quantizer.
+    losses: its terms, unweighted, by name ("commitment", "codebook"), summed over the parts.
+    indices: int64 (B, h, w), or (B, h, w, S) where S codes are selected a position; None without a quantizer.
+    usage, perplexity: scalars of this batch, means over the parts; None without a quantizer.
+    parts: each part's own `Quantized`; one entry for a single quantizer, none without.
+    quantized: (B, D, h, w), what the decoder saw, for objectives that look at codes.
+    """
+
+    reconstruction: Tensor
+    loss: Tensor
+    losses: dict[str, Tensor]
+    indices: Tensor | None
+    usage: Tensor | None
+    perplexity: Tensor | None
+    parts: tuple[Quantized, ...]
+    quantized: Tensor
+
+
+class Tokenizer(nn.Module):
+    """Pictures in [-1, 1] to a grid of code indices, and back.
+
+    A subclass sets `name` and `Config`, a frozen dataclass of JSON values, and builds the modules. Attributes:
+        config: the configuration as JSON values, enough for `from_pretrained` to build the model again.
+        downsampling: f. Height and width of pictures have to be multiples of it.
+        codebook_sizes: K of each part; selections: how many codes each part selects a position, and averages.
+        loss_weights: by the names of `TokenizerOutput.losses`.
+
+    `decode(encode(x))` equals the eval-mode `forward(x).reconstruction`, clamped to [-1, 1].
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type]
+    # subclasses with a language prior name their codes
+    words: tuple[list[str], ...] | None = None
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        downsampling: int,
+        trunk: Trunk,
+        quantizer: Quantizer | ProductQuantizer | None,
+        loss_weights: dict[str, float],
+    ):
+        super().__init__()
+        # what was given and what is read back from JSON are then the same
+        self.config = json.loads(json.dumps(config))
+        self.downsampling = downsampling
+        self.encoder, self.to_codes, self.from_codes, self.decoder = trunk
+        self.quantizer = quantizer
+        self.loss_weights = loss_weights
+
+    @classmethod
+    def create(cls, **config) -> Self:
+        """A model with fresh weights from the fields of `Config`. TypeError for a field that it does not have."""
+        return cls(cls.parse(config))
+
+    @classmethod
+    def parse(cls, config: dict[str, Any]):
+        """`Config` from a dict of its fields."""
+        known = [field.name for field in dataclasses.fields(cls.Config)]
+        for key in config:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"{key}: {cls.name} has no such setting, expected one of {', '.join(known)}{hint}")
+        return cls.Config(**config)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's last convolution, at which the adversarial weight is balanced."""
+        return self.decoder.last_layer
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        if isinstance(self.quantizer, ProductQuantizer):
+            return self.quantizer.codebook_sizes
+        return () if self.quantizer is None else (self.quantizer.codebook_size,)
+
+    @property
+    def selections(self) -> tuple[int, ...]:
+        if isinstance(self.quantizer, ProductQuantizer):
+            return self.quantizer.selections
+        return () if self.quantizer is None else (self.quantizer.top_k,)
+
+    def forward(self, images: Tensor) -> TokenizerOutput:
+        """Reconstruct (B, 3, H, W) in [-1, 1]; in training mode the codebook learns from the batch.
+
+        Raises ValueError or TypeError for pictures of another shape or type.
+        """
+        latents = self._latents(images)
+        if self.quantizer is None:
+            reconstruction = self.decoder(self.from_codes(latents))
+            return TokenizerOutput(reconstruction, latents.new_zeros(()), {}, None, None, None, (), latents)
+        found = self.quantizer(latents)
+        reconstruction = self.decoder(self.from_codes(found.quantized))
+        return TokenizerOutput(
+            reconstruction,
+            sum(self.loss_weights[name] * term for name, term in found.losses.items()),
+            found.losses,
+            found.indices,
+            found.usage,
+            found.perplexity,
+            found.parts or (found,),
+            found.quantized,
+        )
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The indices of (B, 3, H, W) in [-1, 1]: int64 (B, h, w), or (B, h, w, S). Nothing learns from it."""
+        return self._required_quantizer().encode(self._latents(images))
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W), clamped to [-1, 1], from indices as `encode` gives them.
+
+        Raises ValueError for another shape or an index outside the codebook.
+        """
+        quantizer = self._required_quantizer()
+        self._check_indices(indices)
+        return self.decoder(self.from_codes(quantizer.decode(indices))).clamp(-1, 1)
+
+    def count_codes(self, indices: Tensor) -> list[Tensor]:
+        """How often each code was selected: one int64 (K,) a part; see `vqkit.metrics.count_codes`."""
+        return count_codes(indices, self.codebook_sizes, self.selections) if self.quantizer is not None else []
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write `config.json` and `model.safetensors`; each replaces an earlier one in one step."""
+        checkpoint.write(folder, self.name, self.config, self)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike) -> Self:
+        """As `vqkit.models.from_pretrained`, for a folder known to hold this model. Raises ValueError for another."""
+        name, config = checkpoint.read_config(folder)
+        if name != cls.name:
+            raise ValueError(f"folder: {os.fspath(folder)} holds a {name}, expected a {cls.name}")
+        return cls.load(folder, config)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike, config: dict[str, Any]) -> Self:
+        """The model of a folder whose configuration was read already."""
+        # the weights that are drawn here are thrown away: leave the caller's random numbers alone
+        with torch.random.fork_rng(devices=[]):
+            model = cls.from_config(config)
+        checkpoint.read_weights(folder, model)
+        return model.eval()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A model of this shape with fresh weights, from the `config` of another."""
+        return cls.create(**config)
+
+    def _latents(self, images: Tensor) -> Tensor:
+        if not images.is_floating_point():
+            raise TypeError(f"images: got {images.dtype}, expected floating point in [-1, 1]")
+        f, shape = self.downsampling, tuple(images.shape)
+        if len(shape) != 4 or shape[1] != 3:
+            raise ValueError(f"images: got shape {shape}, expected (B, 3, H, W)")
+        if shape[2] % f or shape[3] % f or not shape[2] or not shape[3]:
+            raise ValueError(f"images: got {shape[2]}x{shape[3]} pixels, expected multiples of f = {f} in both")
+        return self.to_codes(self.encoder(images))
+
+    def _required_quantizer(self) -> Quantizer | ProductQuantizer:
+        if self.quantizer is None:
+            raise ValueError("quantize: this model is a plain autoencoder (quantize=False) and has no codes; call forward")
+        return self.quantizer
+
+    def _check_indices(self, indices: Tensor) -> None:
+        several = sum(self.selections) > 1
+        shape = tuple(indices.shape)
+        if len(shape) != 3 + several or (several and shape[-1] != sum(self.selections)):
+            expected = f"(B, h, w, {sum(self.selections)})" if several else "(B, h, w)"
+            raise ValueError(f"indices: got shape {shape}, expected {expected}")
+        # a compiled graph cannot look at values
+        if not torch.compiler.is_compiling():
+            self.count_codes(indices)
+
