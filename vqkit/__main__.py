@@ -33,7 +33,8 @@ def _devices() -> list[torch.device]:
     return [torch.device("cpu")] + [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
 
 
-def _device_line(device: torch.device) -> str:
+def device_line(device: torch.device) -> str:
+    """What the device is, in one line."""
     if device.type == "cpu":
         return f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     properties = torch.cuda.get_device_properties(device)
@@ -67,7 +68,7 @@ def report() -> str:
     if request := vqkit.backend.requested():
         lines += ["", f"VQKIT_BACKEND asks for {request!r}: other backends are not used, whatever they could do"]
     for device in _devices():
-        lines += ["", f"{device}: {_device_line(device)}"]
+        lines += ["", f"{device}: {device_line(device)}"]
         for stem in _STEMS:
             operator = importlib.import_module(f"vqkit.ops.{stem}").OPERATOR
             lines += _service(operator, device)

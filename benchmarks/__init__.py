@@ -1,0 +1,1 @@
+"""Speed and memory against naive PyTorch and other libraries: ``pytest --benchmark-only``, then ``python -m benchmarks.report``."""

@@ -1,0 +1,42 @@
+"""How every benchmark is timed: warm, several rounds, the device waited for, extra memory beside the time."""
+
+import pytest
+import torch
+
+import vqkit
+from benchmarks.memory import peak_extra_memory
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    from vqkit.__main__ import device_line
+
+    machine_info["vqkit"] = {
+        "versions": {"vqkit": vqkit.__version__, "torch": torch.__version__},
+        "device": device_line(torch.device(DEVICE)),
+    }
+
+
+@pytest.fixture
+def device() -> str:
+    return DEVICE
+
+
+@pytest.fixture
+def measure(benchmark):
+    """measure(function, group, contender): time one call and note its extra memory; "vqkit" is what the others are held against."""
+
+    def run(function, group: str, contender: str, rounds: int = 7):
+        def timed():
+            function()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+
+        benchmark.group = group
+        timed()
+        benchmark.extra_info |= {"contender": contender, "extra_memory": peak_extra_memory(timed, DEVICE)}
+        benchmark.pedantic(timed, rounds=rounds, iterations=1, warmup_rounds=1)
+
+    torch.manual_seed(0)
+    return run

@@ -1,0 +1,67 @@
+"""``python -m benchmarks.report RESULTS.json``: the measured times as a Markdown table of ratios."""
+
+import argparse
+import json
+import pathlib
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def _memory(size: int | None) -> str:
+    return "-" if size is None else f"{size / 2**20:.1f} MiB"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.1f}x" if value >= 0.95 else f"{value:.2f}x"
+
+
+def table(results: dict) -> str:
+    """One row a contender: median, spread, memory, and how many times slower it is than vqkit in the same run."""
+    machine = results["machine_info"]
+    about = machine.get("vqkit", {})
+    versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
+    lines = [
+        f"{about.get('device', machine['machine'])}; Python {machine['python_version']}, {versions}; {results['datetime'][:10]}. "
+        "Medians; the ratio is the contender's median over vqkit's.",
+        "",
+        "| what | contender | median | fastest..slowest | extra memory | vqkit is faster by |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    groups: dict[str, list[dict]] = {}
+    for row in results["benchmarks"]:
+        groups.setdefault(row["group"], []).append(row)
+    for group, rows in groups.items():
+        ours = next((r["stats"]["median"] for r in rows if r["extra_info"]["contender"] == "vqkit"), None)
+        for number, row in enumerate(rows):
+            stats, info = row["stats"], row["extra_info"]
+            ratio = "" if info["contender"] == "vqkit" or ours is None else _ratio(stats["median"] / ours)
+            cells = [
+                group if number == 0 else "",
+                info["contender"],
+                _time(stats["median"]),
+                f"{_time(stats['min'])}..{_time(stats['max'])}",
+                _memory(info["extra_memory"]),
+                ratio,
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("results", type=pathlib.Path, help="what pytest --benchmark-json wrote")
+    parser.add_argument("--out", type=pathlib.Path, help="write the table to this file too")
+    arguments = parser.parse_args()
+    try:
+        text = table(json.loads(arguments.results.read_text()))
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        parser.error(f"results: {arguments.results}: not a result file of pytest-benchmark ({error!r})")
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
