@@ -24,7 +24,10 @@ class GraphConvolution(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(in_dim, out_dim))
         self.bias = nn.Parameter(torch.zeros(out_dim))
-        nn.init.xavier_uniform_(self.weight)
+        # As torch's Linear. Sums over weighted neighbours already enlarge the codes; a larger start (Glorot) puts most of
+        # them out of reach of the latents, and codes that are never near are never selected.
+        bound = in_dim**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, features: Tensor, graph: ops.Graph) -> Tensor:
         in_dim, out_dim = self.weight.shape
