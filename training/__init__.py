@@ -1,0 +1,1 @@
+"""Recipes, data, training loops, evaluation and reports: ``python -m training``."""

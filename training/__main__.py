@@ -1,0 +1,99 @@
+"""``python -m training``: recipes, tokenizer, evaluate, report, demo."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+COMMANDS = {
+    "recipes": "what can be trained, a line each",
+    "tokenizer": "train a tokenizer: tokenizer RECIPE --data DIR|scenes --out RUN [--steps N ...]; again to resume",
+    "evaluate": "measure a run: evaluate RUN --data DIR|scenes --split test; or mean-color in the place of RUN, the floor",
+    "report": "one HTML page with pictures, curves and numbers: report RUN [RUN ...] --out report.html",
+    "demo": "VQCT and a plain VQ-GAN side by side on built-in scenes, evaluated, with a report: demo --out runs/demo",
+}
+
+
+def main(arguments: list[str]) -> None:
+    """Run one command. Mistakes in the arguments end in SystemExit(2) with one line that names them."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help"):
+        print(_usage())
+        return
+    if command not in COMMANDS:
+        _refuse(f"command: expected one of {', '.join(COMMANDS)}, got {command!r}")
+    try:
+        _RUNNERS[command](rest)
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as mistake:
+        _refuse(str(mistake))
+
+
+def _run_recipes(arguments: list[str]) -> None:
+    from training.recipes import RECIPES
+
+    if arguments:
+        _refuse(f"recipes: expected no arguments, got {arguments}")
+    width = max(map(len, RECIPES))
+    for name, recipe in RECIPES.items():
+        print(f"{name:<{width}}  {recipe.summary}")
+    print("\npython -m training tokenizer RECIPE --help lists every setting with the recipe's value")
+
+
+def _run_tokenizer(arguments: list[str]) -> None:
+    import tyro
+
+    from training.recipes import RECIPES, find_recipe
+    from training.tokenizer import train
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: python -m training tokenizer RECIPE --data DIR|scenes --out RUN [settings]\n\nrecipes: {', '.join(RECIPES)}\n"
+              "python -m training tokenizer RECIPE --help lists every setting with the recipe's value")
+        raise SystemExit(0 if arguments else 2)
+    name, rest = arguments[0], arguments[1:]
+    recipe = find_recipe(name)
+    settings = tyro.cli(type(recipe.settings), default=recipe.settings, args=rest, prog=f"python -m training tokenizer {name}",
+                        description=recipe.summary, config=(tyro.conf.FlagConversionOff,))
+    train(name, settings)
+
+
+def _run_evaluate(arguments: list[str]) -> None:
+    import tyro
+
+    from training.evaluate import Evaluation, evaluate
+
+    evaluate(tyro.cli(Evaluation, args=arguments, prog="python -m training evaluate"))
+
+
+def _run_report(arguments: list[str]) -> None:
+    import tyro
+
+    from training.report import Report, write_report
+
+    write_report(tyro.cli(Report, args=arguments, prog="python -m training report"))
+
+
+def _run_demo(arguments: list[str]) -> None:
+    import tyro
+
+    from training.demo import Demo, demo
+
+    demo(tyro.cli(Demo, args=arguments, prog="python -m training demo"))
+
+
+_RUNNERS = {"recipes": _run_recipes, "tokenizer": _run_tokenizer, "evaluate": _run_evaluate, "report": _run_report, "demo": _run_demo}
+
+
+def _usage() -> str:
+    lines = ["usage: python -m training COMMAND ...", ""]
+    lines += [f"  {name:<10} {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join([*lines, "", "python -m training COMMAND --help tells more"])
+
+
+def _refuse(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,137 @@
+"""How good a tokenizer is on pictures of a split: PSNR, SSIM, L1, codebook usage and perplexity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from training.checkpoint import write_json
+from training.data import EvaluationOrder, PictureDataset, default_workers, load, to_float, to_uint8
+from training.distributed import Ranks, started
+from training.runs import FinishedRun
+from training.sources import open_split
+from vqkit.metrics import CodebookUsage, psnr, ssim
+
+MEAN_COLOR = "mean-color"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated, on which pictures."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """A run's folder; or "mean-color", every picture replaced by its own mean colour: the floor of any tokenizer."""
+    data: str
+    """A folder or zip with splits, or "scenes"."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which split."""
+    resolution: int | None = None
+    """Side in pixels. Default: that of the run's training; 64 for mean-color."""
+    fit: Literal["crop", "stretch"] | None = None
+    """Default: that of the run's training; crop for mean-color."""
+    batch_size: int = 32
+    """Pictures in a pass; it changes nothing but the speed."""
+    workers: int | None = None
+    """Processes that decode pictures. Default: half of the processors, at most 8."""
+    device: str = "auto"
+    """"cuda", "cpu"; auto is cuda where there is one."""
+    out: Path | None = None
+    """Where metrics.json is written. Default: the run's folder; nowhere for mean-color."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "resolution"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+
+class MeanColor(nn.Module):
+    """Every picture replaced by its mean colour: what one colour a picture can reach."""
+
+    codebook_sizes: tuple[int, ...] = ()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3), keepdim=True).expand_as(images)
+
+
+def evaluate(wanted: Evaluation) -> dict:
+    """Evaluate as asked, print a table, write metrics.json (and code_counts.json) on the first rank; returns the metrics."""
+    floor = str(wanted.run) == MEAN_COLOR
+    run = None if floor else FinishedRun.open(wanted.run)
+    model = MeanColor() if run is None else run.model()
+    trained = {"resolution": 64, "fit": "crop", "seed": 0} if run is None else run.config
+    resolution = wanted.resolution or trained["resolution"]
+    if run is not None and resolution % model.downsampling:
+        raise ValueError(f"resolution: expected a multiple of {model.downsampling}, the model's downsampling, got {resolution}")
+    source = open_split(wanted.data, wanted.split, seed=trained["seed"])
+    dataset = PictureDataset(source, resolution, fit=wanted.fit or trained["fit"], memory_budget=0)
+    with started(wanted.device) as ranks:
+        workers = default_workers() if wanted.workers is None else wanted.workers
+        metrics, usage = measure(model, dataset, ranks, batch_size=wanted.batch_size, workers=workers)
+        metrics |= {"recipe": MEAN_COLOR if run is None else run.recipe, "steps": 0 if run is None else run.steps, "data": wanted.data,
+                    "split": wanted.split, "resolution": resolution}
+        folder = wanted.out or (None if run is None else run.folder)
+        if ranks.first:
+            print(table([metrics]))
+            if folder is not None:
+                write_json(folder / "metrics.json", metrics)
+                write_json(folder / "code_counts.json", [part.tolist() for part in usage.counts] if usage else [])
+    return metrics
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module, dataset: PictureDataset, ranks: Ranks, *, batch_size: int = 32, workers: int = 0
+) -> tuple[dict, CodebookUsage | None]:
+    """Metrics of a model over a data set, the same on one rank or many.
+
+    Each rank measures its own pictures, and sums are added over the ranks: no picture is measured twice, however many there are.
+    Reconstructions are rounded to 8 bits first, as a picture file would hold them. `l1` is the mean absolute difference on a scale of
+    0 to 1. Usage and perplexity are over the whole split. Raises ValueError where no picture can be read.
+    """
+    model = model.to(ranks.device).eval()
+    usage = CodebookUsage(model.codebook_sizes, ranks.device) if model.codebook_sizes else None
+    pictures, indices, psnrs, ssims, errors = 0, 0, 0.0, 0.0, 0.0
+    batches = load(dataset, EvaluationOrder(len(dataset), batch_size, ranks.rank, ranks.world), workers, ranks.device)
+    for images, _ in tqdm(batches, desc="evaluate", unit="batch", disable=not ranks.first, leave=False, mininterval=1):
+        if not len(images):
+            continue
+        output = model(to_float(images, ranks.device))
+        reconstruction = to_uint8(output if isinstance(output, Tensor) else output.reconstruction)
+        pictures += len(images)
+        psnrs += psnr(reconstruction, images, 255).sum().item()
+        ssims += ssim(reconstruction, images, 255).sum().item()
+        errors += (reconstruction.double() - images.double()).abs().mean((1, 2, 3)).sum().item() / 255
+        if usage is not None:
+            usage.add(model.count_codes(output.indices))
+            indices += output.indices.numel()
+    pictures, *totals = ranks.sum(torch.tensor([pictures, indices, psnrs, ssims, errors], dtype=torch.float64)).tolist()
+    if not pictures:
+        raise ValueError(f"data: none of the {len(dataset)} pictures in {dataset.source.name} can be read")
+    codes, psnr_mean, ssim_mean, l1 = (total / pictures for total in totals)
+    metrics = {"psnr": psnr_mean, "ssim": ssim_mean, "l1": l1, "codebook_usage": 0.0, "perplexity": 0.0, "images": int(pictures),
+               "skipped": len(dataset) - int(pictures), "codes_per_image": round(codes)}
+    if usage is not None:
+        usage = usage.reduced()
+        metrics |= {"codebook_usage": usage.usage, "perplexity": usage.perplexity, "codebook_sizes": list(usage.codebook_sizes),
+                    "codebook_usage_parts": list(usage.part_usages), "perplexity_parts": list(usage.part_perplexities)}
+    return metrics, usage
+
+
+_COLUMNS = {"recipe": ("recipe", ""), "steps": ("steps", ",d"), "images": ("images", ",d"), "psnr": ("PSNR", ".2f"),
+            "ssim": ("SSIM", ".4f"), "l1": ("L1", ".4f"), "codebook_usage": ("codes used", ".1%"), "perplexity": ("perplexity", ".1f")}
+
+
+def table(rows: list[dict]) -> str:
+    """Metrics as a text table, a line each."""
+    cells = [[heading for heading, _ in _COLUMNS.values()]]
+    for row in rows:
+        absent = () if row.get("codebook_sizes") else ("codebook_usage", "perplexity")
+        cells.append(["-" if name in absent else format(row[name], form) for name, (_, form) in _COLUMNS.items()])
+    first, *others = [max(map(len, column)) for column in zip(*cells)]
+    return "\n".join("  ".join([line[0].ljust(first), *(cell.rjust(width) for cell, width in zip(line[1:], others))]) for line in cells)

@@ -1,0 +1,220 @@
+"""Where pictures and what is known of them come from: folders, zips, class folders, or built-in scenes.
+
+A data set is a folder (or one zip) with a sub-folder or a zip for each split, ``train``, ``val``, ``test``. A split holds pictures and a
+``metadata.jsonl`` (a line a picture: ``file_name``, and ``captions``, ``mask``, ``regions``, ``questions`` as known), or one folder a
+class, or pictures alone. The data set named ``scenes`` is drawn, not read.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from training import scenes
+from training.rendering import Rendering, render
+
+SPLITS = ("train", "val", "test")
+FITS = ("crop", "stretch")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SCENES_IN_SPLIT = {"train": 8192, "val": 512, "test": 512}
+
+
+class DataError(ValueError):
+    """The data set, or a picture in it, is not what was asked for; the message names the file."""
+
+
+class Source(Protocol):
+    """One split. `read` and `read_mask` return square arrays of `resolution` pixels: (R, R, 3) uint8 and (R, R) uint8."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def picture_name(self, index: int) -> str: ...
+
+    def record(self, index: int) -> dict: ...
+
+    def read(self, index: int, resolution: int, fit: str) -> np.ndarray: ...
+
+    def read_mask(self, index: int, resolution: int, fit: str) -> np.ndarray: ...
+
+
+def open_split(data: str | os.PathLike, split: str, *, seed: int = 0) -> Source:
+    """The split of a data set given by its path, or of ``scenes``, whose pictures depend on `seed`.
+
+    Raises DataError (a ValueError) where the path, the split or the pictures are missing, naming what was found instead.
+    """
+    if str(data) == "scenes":
+        return SceneSource(split, seed)
+    path = Path(data)
+    if not path.exists():
+        raise DataError(f"data: expected a folder, a zip, or the name 'scenes'; there is no {path}")
+    if path.is_file():
+        return PictureSource(_inside(ZipTree(path), split, path), f"{path}/{split}")
+    if (path / split).is_dir():
+        return PictureSource(FolderTree(path / split), str(path / split))
+    if (path / f"{split}.zip").is_file():
+        tree = ZipTree(path / f"{split}.zip")
+        wrapped = all(name.startswith(f"{split}/") for name in tree.names())
+        return PictureSource(tree.below(split) if wrapped else tree, str(path / f"{split}.zip"))
+    found = [name for name in SPLITS if (path / name).is_dir() or (path / f"{name}.zip").is_file()]
+    raise DataError(f"data: no split {split!r} in {path}: expected {path / split} or {split}.zip; found {found or 'no split at all'}")
+
+
+def _inside(tree: ZipTree, split: str, path: Path) -> ZipTree:
+    tops = sorted({name.split("/", 1)[0] for name in tree.names() if "/" in name})
+    if split not in tops:
+        raise DataError(f"data: no split {split!r} in {path}: expected a folder {split}/ in the zip; found {tops or 'none'}")
+    return tree.below(split)
+
+
+class FolderTree:
+    """The files below a folder, by their paths with forward slashes."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def names(self) -> list[str]:
+        return sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+
+class ZipTree:
+    """The files in a zip below a prefix. Every process opens the zip for itself: a forked file handle would share its position."""
+
+    def __init__(self, path: Path, prefix: str = ""):
+        self.path, self.prefix = path, prefix
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+        if not zipfile.is_zipfile(path):
+            raise DataError(f"data: {path} is neither a folder nor a readable zip")
+
+    def below(self, folder: str) -> ZipTree:
+        return ZipTree(self.path, f"{self.prefix}{folder}/")
+
+    def names(self) -> list[str]:
+        names = (name for name in self._archive().namelist() if not name.endswith("/"))
+        return sorted(name[len(self.prefix):] for name in names if name.startswith(self.prefix))
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._archive().read(self.prefix + name)
+        except KeyError as missing:
+            raise FileNotFoundError(f"{self.path} holds no {self.prefix + name}") from missing
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = os.getpid(), zipfile.ZipFile(self.path)
+        return self._opened[1]
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "prefix": self.prefix, "_opened": None}
+
+
+class PictureSource:
+    """A split of picture files. `records` are those of ``metadata.jsonl``, else ``{"file_name", "label"}`` from class folders."""
+
+    def __init__(self, tree: FolderTree | ZipTree, name: str):
+        self.tree, self.name = tree, name
+        names = tree.names()
+        if "metadata.jsonl" in names:
+            self.records = list(_metadata(tree.read("metadata.jsonl"), f"{name}/metadata.jsonl"))
+        else:
+            pictures = [path for path in names if PurePosixPath(path).suffix.lower() in SUFFIXES]
+            self.records = [{"file_name": path, **({"label": path.split("/", 1)[0]} if "/" in path else {})} for path in pictures]
+        if not self.records:
+            raise DataError(f"data: no pictures in {name}: expected metadata.jsonl or picture files ({', '.join(SUFFIXES)})")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def picture_name(self, index: int) -> str:
+        return f"{self.name}/{self.records[index]['file_name']}"
+
+    def record(self, index: int) -> dict:
+        return self.records[index]
+
+    def read(self, index: int, resolution: int, fit: str) -> np.ndarray:
+        """Decode one picture. Raises DataError naming it where it is missing, damaged or not a picture."""
+        name = self.records[index]["file_name"]
+        try:
+            picture = ImageOps.exif_transpose(Image.open(io.BytesIO(self.tree.read(name)))).convert("RGB")
+        # A damaged file makes Pillow's decoders raise anything from OSError to SyntaxError, zipfile BadZipFile.
+        except Exception as broken:
+            raise DataError(f"{self.picture_name(index)}: {type(broken).__name__}: {broken}") from broken
+        return np.asarray(_fitted(picture, resolution, fit, Image.Resampling.LANCZOS))
+
+    def read_mask(self, index: int, resolution: int, fit: str) -> np.ndarray:
+        """Class of each pixel, cut as the picture is. Raises DataError where the split has no masks."""
+        record = self.records[index]
+        if "mask" not in record:
+            raise DataError(f"{self.picture_name(index)}: metadata.jsonl gives it no mask")
+        mask = Image.open(io.BytesIO(self.tree.read(record["mask"])))
+        return np.asarray(_fitted(mask, resolution, fit, Image.Resampling.NEAREST))
+
+
+class SceneSource:
+    """A split of the built-in scenes, `SCENES_IN_SPLIT` of them."""
+
+    def __init__(self, split: str, seed: int = 0, size: int | None = None):
+        if split not in SCENES_IN_SPLIT:
+            raise DataError(f"split: scenes has {', '.join(SCENES_IN_SPLIT)}, got {split!r}")
+        self.split, self.seed, self.name = split, seed, f"scenes/{split}"
+        self.size = SCENES_IN_SPLIT[split] if size is None else size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def picture_name(self, index: int) -> str:
+        return f"{self.name}/{index}"
+
+    def record(self, index: int) -> dict:
+        """Captions and questions; regions have boxes in pixels, so they come from `regions`."""
+        scene = self._scene(index)
+        return {"file_name": f"{index}", "captions": scenes.captions(scene), "questions": scenes.questions(scene)}
+
+    def regions(self, index: int, resolution: int) -> list[dict]:
+        """Referring phrases with boxes in pixels of a picture of this resolution."""
+        return scenes.regions(self._scene(index), self._render(index, resolution).boxes())
+
+    def read(self, index: int, resolution: int, fit: str) -> np.ndarray:
+        return self._render(index, resolution).image
+
+    def read_mask(self, index: int, resolution: int, fit: str) -> np.ndarray:
+        return self._render(index, resolution).mask
+
+    def _scene(self, index: int) -> scenes.Scene:
+        return scenes.sample_scene(self.seed, self.split, index)
+
+    def _render(self, index: int, resolution: int) -> Rendering:
+        return render(self._scene(index), resolution)
+
+
+def _metadata(text: bytes, name: str) -> Iterable[dict]:
+    for number, line in enumerate(text.decode("utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as broken:
+            raise DataError(f"{name}, line {number}: not JSON: {broken}") from broken
+        if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
+            raise DataError(f"{name}, line {number}: expected an object with a string file_name, got {line[:80]}")
+        yield record
+
+
+def _fitted(picture: Image.Image, resolution: int, fit: str, resample: Image.Resampling) -> Image.Image:
+    """A square of `resolution` pixels: the largest centred square scaled ("crop"), or the whole squeezed ("stretch")."""
+    size = (resolution, resolution)
+    if picture.size == size:
+        return picture
+    return ImageOps.fit(picture, size, resample) if fit == "crop" else picture.resize(size, resample)

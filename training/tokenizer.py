@@ -1,0 +1,325 @@
+"""The training loop of tokenizers, to be read from `train` downwards."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import vqkit.models
+from training import checkpoint
+from training.data import PictureDataset, TrainingOrder, default_workers, load, to_float
+from training.distributed import Ranks, choose_precision, started
+from training.log import Meter, RecentUsage, RunLog, bar_text, progress_bar
+from training.recipes import RECIPES, TokenizerSettings, VQCTSettings, changed_setting, to_json
+from training.sources import Source, open_split
+from training.stopping import Stop
+from vqkit.language import Vocabulary, build_vocabulary
+from vqkit.models import Tokenizer
+from vqkit.nn.discriminator import PatchDiscriminator
+from vqkit.objectives import LPIPS, AdversarialLoss, ReconstructionLoss
+
+BETAS = (0.5, 0.9)
+
+
+def train(recipe: str, settings: TokenizerSettings) -> Path:
+    """Train a tokenizer, or go on with a stopped run, until `settings.steps`; returns the run's folder.
+
+    Raises ValueError for settings that do not fit the data, the model or the run that is to be resumed. SIGINT and SIGTERM save a
+    checkpoint and raise SystemExit.
+    """
+    with started(settings.device) as ranks, Stop() as stop, _reproducible(ranks.device):
+        source = open_split(settings.data, "train", seed=settings.seed)
+        _check_folder(recipe, settings, ranks)
+        run = Run(recipe, settings, source, ranks)
+        try:
+            # Noted only now: settings that a model refuses must not bind the folder to them.
+            if ranks.first:
+                checkpoint.write_json(settings.out / "config.json", to_json(recipe, settings))
+            run.restore()
+            if run.step >= settings.steps:
+                _say(ranks, f"{settings.out}: {run.step} steps are done already; a larger --steps goes on")
+            else:
+                _loop(run, stop)
+            return settings.out
+        finally:
+            run.log.close()
+
+
+def _loop(run: Run, stop: Stop) -> None:
+    settings, ranks = run.settings, run.ranks
+    batches = run.batches()
+    saved_at = run.step
+    with progress_bar(f"{run.recipe}", settings.steps, run.step, ranks.first) as bar:
+        while run.step < settings.steps:
+            run.advance(batches)
+            bar.update()
+            if run.step % settings.log_every == 0 or run.step == settings.steps:
+                entry = run.report()
+                bar.set_postfix(bar_text(entry))
+            asked = stop.agreed(ranks)
+            if asked or run.step % settings.save_every == 0 or run.step == settings.steps:
+                run.save()
+                saved_at = run.step
+            if asked:
+                break
+    for name in run.dataset.broken():
+        _say(ranks, f"skipped, not readable: {name}")
+    if asked and run.step < settings.steps:
+        _say(ranks, f"{signal.Signals(asked).name}: saved at step {saved_at} of {settings.steps}; the same command goes on from there")
+        raise SystemExit(128 + asked)
+    _say(ranks, f"{settings.out}: {run.step} steps done, model in {settings.out / 'model'}")
+
+
+class Run:
+    """All that a training run consists of; `advance` is one step."""
+
+    def __init__(self, recipe: str, settings: TokenizerSettings, source: Source, ranks: Ranks):
+        self.recipe, self.settings, self.ranks, self.step = recipe, settings, ranks, 0
+        self.dataset = PictureDataset(source, settings.resolution, fit=settings.fit, memory_budget=int(settings.memory_budget * 2**30),
+                                      flip_seed=settings.seed if settings.flip else None, replace_broken=True)
+        # Every rank draws the same weights, and later the same dropout: a codebook generated with dropout is then one codebook.
+        torch.manual_seed(settings.seed)
+        device = ranks.device
+        self.model = create_model(recipe, settings, source, ranks).to(device).train()
+        if settings.resolution % (f := self.model.downsampling):
+            raise ValueError(f"resolution: expected a multiple of {f}, the model's downsampling, got {settings.resolution}")
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.reconstruction = ReconstructionLoss(settings.pixel_loss, settings.structural_weight if settings.lpips_weights is None else 0.0)
+        self.lpips = LPIPS(settings.lpips_weights).to(device) if settings.lpips_weights else None
+        self.adversarial = AdversarialLoss("hinge", settings.disc_weight, settings.disc_start)
+        norm = settings.disc_normalization
+        self.discriminator = PatchDiscriminator(settings.disc_channels, settings.disc_layers, normalization=norm).to(device)
+        self._check_discriminator()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, betas=BETAS)
+        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), settings.lr, betas=BETAS)
+        self.parallel, self.parallel_discriminator = (_parallel(module, ranks) for module in (self.model, self.discriminator))
+        precision = choose_precision(settings.precision, device)
+        self.autocast = lambda: torch.autocast(device.type, precision, enabled=precision != torch.float32)
+        self.usage = RecentUsage(self.model.codebook_sizes, device)
+        self.meter = Meter()
+        self.log: RunLog | contextlib.nullcontext = _NoLog()
+        self._say_what_is_trained(precision)
+
+    def restore(self) -> None:
+        """Take up the newest checkpoint, where there is one, and open the log after it."""
+        found = checkpoint.latest(self.settings.out)
+        if found is not None:
+            self.step = checkpoint.restore(found, *self._state(), self.ranks)
+            _say(self.ranks, f"{self.settings.out}: goes on from step {self.step}")
+        self.ranks.barrier()
+        if self.ranks.first:
+            self.log = RunLog(self.settings.out / "log.jsonl", self.step)
+
+    def batches(self) -> Iterator[Tensor]:
+        """The pictures of all passes from this step on."""
+        settings, ranks = self.settings, self.ranks
+        order = TrainingOrder(len(self.dataset), settings.batch_size, settings.seed, first=self.step * settings.accumulation,
+                              last=settings.steps * settings.accumulation, rank=ranks.rank, world=ranks.world)
+        workers = default_workers() if settings.workers is None else settings.workers
+        for images, _ in load(self.dataset, order, workers, ranks.device):
+            yield to_float(images, ranks.device)
+
+    def advance(self, batches: Iterator[Tensor]) -> None:
+        """One step: gradients of every pass, both optimisers, the running mean of the weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
+        adversarial = self.adversarial.active(self.step)
+        for number in range(self.settings.accumulation):
+            began = time.perf_counter()
+            images = next(batches)
+            waited = time.perf_counter() - began
+            last = number + 1 == self.settings.accumulation
+            terms, reconstruction = self._tokenizer_pass(images, adversarial, last)
+            if adversarial:
+                terms["discriminator"] = self._discriminator_pass(images, reconstruction, last)
+            self.meter.add(terms, len(images) * self.ranks.world, waited)
+        if self.settings.grad_clip > 0:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
+        self.optimizer.step()
+        if adversarial:
+            self.discriminator_optimizer.step()
+        self._update_average()
+        self.step += 1
+
+    def _tokenizer_pass(self, images: Tensor, adversarial: bool, last: bool) -> tuple[dict[str, Tensor], Tensor]:
+        with _synchronised(self.parallel, last):
+            with self.autocast():
+                output = self.parallel(images)
+            loss, terms = self.reconstruction(output.reconstruction, images)
+            if self.lpips is not None:
+                terms["lpips"] = self.lpips(output.reconstruction.float(), images).mean()
+                loss = loss + terms["lpips"]
+            total = loss + output.loss
+            if adversarial:
+                # Through the bare discriminator, whose own gradients are not wanted here.
+                self.discriminator.requires_grad_(False)
+                with self.autocast():
+                    logits = self.discriminator(output.reconstruction)
+                pull, parts = self.adversarial.generator(logits, loss, self.model.last_layer)
+                self.discriminator.requires_grad_(True)
+                total, terms = total + pull, terms | parts
+            (total / self.settings.accumulation).backward()
+        self.usage.add(self.step, [part.counts for part in output.parts])
+        terms = terms | output.losses
+        if output.perplexity is not None:
+            terms["perplexity"] = output.perplexity
+        return terms, output.reconstruction.detach()
+
+    def _discriminator_pass(self, images: Tensor, reconstruction: Tensor, last: bool) -> Tensor:
+        with _synchronised(self.parallel_discriminator, last):
+            with self.autocast():
+                real, fake = self.parallel_discriminator(images), self.parallel_discriminator(reconstruction)
+            loss = self.adversarial.discriminator(real, fake)
+            (loss / self.settings.accumulation).backward()
+        return loss
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Running mean of the weights, faster at first: a mean over few steps must not remember the initial weights."""
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step)) if self.settings.ema_decay else 0.0
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+        for mean, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mean.copy_(now)
+
+    def report(self) -> dict:
+        """Write the log's next line and return it. Raises FloatingPointError where a loss is no longer a number."""
+        entry = {"step": self.step, **self._mean_over_ranks(self.meter.read())}
+        if self.model.codebook_sizes:
+            entry["codebook_usage"] = self.usage.at(self.step - 1, self.ranks.maximum(self.usage.last_selected))
+        for name, value in entry.items():
+            if value != value:
+                raise FloatingPointError(f"{name} is not a number at step {self.step}; a lower --lr or --grad-clip 1 may help")
+        self.log.write(entry)
+        return entry
+
+    def _mean_over_ranks(self, means: dict[str, float]) -> dict[str, float]:
+        summed = self.ranks.sum(torch.tensor(list(means.values()), dtype=torch.float64)) / self.ranks.world
+        return dict(zip(means, summed.tolist()))
+
+    def save(self) -> None:
+        """A checkpoint, and the averaged model on its own in RUN/model."""
+        checkpoint.save(self.settings.out, self.step, *self._state(), self.ranks)
+        if self.ranks.first:
+            self.average.save_pretrained(self.settings.out / "model")
+
+    def _state(self) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer], dict[str, Tensor]]:
+        modules = {"model": self.model, "average": self.average, "discriminator": self.discriminator}
+        optimizers = {"optimizer": self.optimizer, "discriminator_optimizer": self.discriminator_optimizer}
+        return modules, optimizers, {"last_selected": self.usage.last_selected}
+
+    def _check_discriminator(self) -> None:
+        smallest = self.discriminator.minimum_size
+        if self.settings.disc_weight and self.settings.disc_start < self.settings.steps and self.settings.resolution < smallest:
+            raise ValueError(f"disc_layers: {self.settings.disc_layers} layers need pictures of at least {smallest} pixels, "
+                             f"got resolution {self.settings.resolution}")
+
+    def _say_what_is_trained(self, precision: torch.dtype) -> None:
+        dataset, millions = self.dataset, sum(p.numel() for p in self.model.parameters()) / 1e6
+        memory = f"kept in memory, {dataset.bytes_needed / 2**20:.0f} MiB" if dataset.kept_in_memory else \
+            f"decoded every time: {dataset.bytes_needed / 2**30:.1f} GiB is over --memory-budget"
+        codes = " + ".join(f"{size:,}" for size in self.model.codebook_sizes) or "no"
+        where = f"{self.ranks.device}, {str(precision).removeprefix('torch.')}"
+        _say(self.ranks, f"{self.recipe}: {millions:.1f} M parameters, {codes} codes, f{self.model.downsampling}, {where}")
+        _say(self.ranks, f"{len(dataset):,} pictures of {dataset.source.name} at {dataset.resolution}x{dataset.resolution}, {memory}")
+
+
+class _NoLog:
+    """The log of ranks other than the first."""
+
+    def write(self, entry: dict) -> None:
+        """Nothing: the first rank writes."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def create_model(recipe: str, settings: TokenizerSettings, source: Source, ranks: Ranks) -> Tokenizer:
+    """The recipe's model with fresh weights; for VQCT over the run's vocabulary, which is made at the first start."""
+    config = dataclasses.asdict(settings.model)
+    if not isinstance(settings, VQCTSettings):
+        return vqkit.models.create(RECIPES[recipe].model, **config)
+    path = settings.out / "vocabulary.safetensors"
+    # Without config.json the run has not begun: a vocabulary that lies there may be of other settings.
+    if ranks.first and not (path.exists() and (settings.out / "config.json").exists()):
+        find_vocabulary(settings, source).save(path)
+    ranks.barrier()
+    vocabulary = Vocabulary.load(path)
+    # Building draws random numbers and loading does not: the weights must not depend on which of the two was done.
+    torch.manual_seed(settings.seed)
+    return vqkit.models.create(RECIPES[recipe].model, vocabulary=vocabulary, **config)
+
+
+def find_vocabulary(settings: VQCTSettings, source: Source) -> Vocabulary:
+    """The words of a file, or the most frequent ones of the training captions (class names stand in where there are none)."""
+    if settings.words != "captions":
+        return Vocabulary.load(settings.words)
+    captions = [caption for index in range(len(source)) for caption in _captions(source.record(index))]
+    if not captions:
+        raise ValueError(f"words: {source.name} has neither captions nor class folders; give --words a vocabulary file")
+    return build_vocabulary(captions, max_adjectives=settings.adjectives, max_nouns=settings.nouns)
+
+
+def _captions(record: dict) -> list[str]:
+    if "captions" in record:
+        return record["captions"]
+    return [f"a photo of a {record['label']}"] if "label" in record else []
+
+
+def _check_folder(recipe: str, settings: TokenizerSettings, ranks: Ranks) -> None:
+    """Raise ValueError where the folder holds a run with other settings, or one that went further already."""
+    path = settings.out / "config.json"
+    if path.exists():
+        if found := changed_setting(json.loads(path.read_text()), to_json(recipe, settings)):
+            raise ValueError(f"{settings.out} is a run with other settings; {found}. Only steps may grow; choose another --out")
+        done = checkpoint.latest(settings.out)
+        if done is not None and settings.steps < checkpoint.step_of(done):
+            raise ValueError(f"steps: {settings.out} has {checkpoint.step_of(done)} steps already, now {settings.steps}")
+    # No rank may write the file before the others have looked at it.
+    ranks.barrier()
+
+
+@contextlib.contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """On the CPU only algorithms that give the same bits every time; on CUDA the fastest."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        # It would fill every new tensor before it is written, which costs time; nothing here reads such memory.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    else:
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def _parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
+    if ranks.world == 1:
+        return module
+    if ranks.device.type == "cuda":
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    # Codebooks keep their own buffers equal on all ranks.
+    return DistributedDataParallel(module, broadcast_buffers=False)
+
+
+def _synchronised(module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    """Gradients are averaged over the ranks in a step's last pass only."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else contextlib.nullcontext()
+
+
+def _say(ranks: Ranks, text: str) -> None:
+    if ranks.first:
+        print(text, flush=True)
