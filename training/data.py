@@ -11,6 +11,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -164,7 +165,13 @@ def load(dataset: PictureDataset, order: TrainingOrder | EvaluationOrder, worker
     """Batches in this order; the number of workers changes nothing but the speed."""
     # Its own generator: a DataLoader otherwise draws from torch's, and a resumed run would no longer be the same bits.
     return DataLoader(dataset, batch_sampler=order, collate_fn=_as_it_is, num_workers=workers, pin_memory=device.type == "cuda",
-                      generator=torch.Generator(), prefetch_factor=4 if workers else None)
+                      generator=torch.Generator(), prefetch_factor=4 if workers else None, worker_init_fn=_leave_signals_to_the_trainer)
+
+
+def _leave_signals_to_the_trainer(_worker: int) -> None:
+    # Ctrl-C reaches the whole group of processes; the loop still needs its workers for the step that it finishes.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def default_workers() -> int:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import time
 
@@ -98,12 +99,13 @@ def test_killed_and_started_again_ends_with_the_same_bits(tiny, launch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves(tiny, launch, number):
     wanted = tiny(steps=100_000, save_every=100_000, log_every=1, workers=1)
-    process = launch(*arguments("vqgan", wanted))
+    process = launch(*arguments("vqgan", wanted), start_new_session=True)
     until = time.monotonic() + 120
     while not read_log(wanted.out / "log.jsonl"):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.05)
-    process.send_signal(number)
+    # A terminal's Ctrl-C goes to the workers too.
+    os.killpg(process.pid, number)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + number, said
     assert f"{number.name}: saved at step" in said and "Traceback" not in said
