@@ -64,7 +64,7 @@ def report() -> str:
     native = vqkit.native.describe()
     lines = [f"vqkit {vqkit.__version__}, Python {platform.python_version()}, {platform.platform()}", "", "packages"]
     lines += [f"    {package:<22}{_version(package)}" for package in _PACKAGES]
-    lines += ["", "native module"] + [f"    {name:<22}{value}" for name, value in native.items()]
+    lines += ["", "native module"] + [f"    {name:<22}{value}" for name, value in native.items() if value not in ("", None)]
     if request := vqkit.backend.requested():
         lines += ["", f"VQKIT_BACKEND asks for {request!r}: other backends are not used, whatever they could do"]
     for device in _devices():

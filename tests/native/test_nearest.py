@@ -1,0 +1,231 @@
+"""The compiled search against a float64 search of all pairs, on every instruction set that this processor has."""
+
+import pytest
+import torch
+
+from vqkit import native
+
+pytestmark = pytest.mark.skipif(native._native is None, reason="the native module is not built")
+
+ISAS = ("portable", "avx2", "avx512")
+SIZES = [(n, k, d) for n in (0, 1, 7, 129) for k in (1, 2, 33, 1000) for d in (1, 3, 8, 65, 256)]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch):
+    monkeypatch.setenv("VQKIT_ISA", request.param)
+    try:
+        native._native.isa()
+    except ValueError as error:
+        pytest.skip(str(error))
+    return request.param
+
+
+def scores_of(latents, codes, cosine):
+    """Float64 scores (N, K), larger is nearer; codes that are not finite score -inf."""
+    latents, codes = latents.double(), codes.double()
+    if cosine:
+        norm = codes.norm(dim=1)
+        scores = torch.where(norm > 0, latents @ codes.T / norm, 0.0)
+    else:
+        scores = -torch.stack([(latents - code).square().sum(1) for code in codes], 1)
+    return torch.where(codes.isfinite().all(1), scores, -torch.inf)
+
+
+def check(latents, codes, k, cosine, rtol=1e-12):
+    """Ranks equal those of a stable sort of float64 scores, but for scores that float64 itself cannot tell apart."""
+    distances, indices = native.nearest_codes(latents, codes, k, cosine, True)
+    scores = scores_of(latents, codes, cosine)
+    expected, order = scores.sort(dim=1, descending=True, stable=True)
+    chosen = scores.gather(1, indices)
+    expected, order = expected[:, :k], order[:, :k]
+    assert indices.dtype == torch.int64 and indices.shape == (len(latents), k)
+    assert torch.allclose(chosen, expected, rtol=rtol, atol=1e-300)
+    differs = indices != order
+    assert not (differs & ((chosen - expected).abs() > rtol * expected.abs())).any()
+    # codes with the same bits have the same score, so the lower index comes first
+    same_bits = (codes[indices] == codes[order]).all(-1)
+    assert not (differs & same_bits).any()
+    if cosine:
+        norm = latents.double().norm(dim=1, keepdim=True)
+        expected = 1 - torch.where(norm > 0, expected / norm, 0.0)
+    else:
+        expected = -expected
+    tolerance = 1e-12 if latents.dtype == torch.float64 else 3e-7
+    # a distance beyond float32 is infinite
+    assert torch.allclose(distances, expected.to(distances.dtype), rtol=tolerance, atol=tolerance)
+    return indices
+
+
+def make(kind, n, k, d, dtype):
+    generator = torch.Generator().manual_seed(1000 * n + 10 * k + d)
+    latents = torch.randn(n, d, generator=generator, dtype=dtype)
+    codes = torch.randn(k, d, generator=generator, dtype=dtype)
+    if kind == "offset":
+        latents, codes = latents + 1000, codes + 1000
+    if kind == "fresh":
+        codes = (torch.rand(k, d, generator=generator, dtype=dtype) * 2 - 1) / k
+    if kind == "duplicates":
+        codes[k // 2 :] = codes[: k - k // 2].clone()
+    if kind == "collapsed":
+        codes = codes[:1] + 1e-6 * codes
+    return latents, codes
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "offset", "fresh", "duplicates", "collapsed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cosine", [False, True], ids=["l2", "cosine"])
+def test_exact_on_every_shape(isa, kind, dtype, cosine):
+    for n, k, d in SIZES:
+        latents, codes = make(kind, n, k, d, dtype)
+        for ranks in (1, 2, 8):
+            if ranks <= k:
+                check(latents, codes, ranks, cosine)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cosine", [False, True], ids=["l2", "cosine"])
+def test_half_types_are_searched_exactly(isa, dtype, cosine):
+    # eight bits of mantissa give many exact ties
+    latents, codes = make("gaussian", 129, 1000, 8, torch.float32)
+    indices = check(latents.to(dtype), codes.to(dtype), 2, cosine)
+    again = native.nearest_codes(latents.to(dtype).float(), codes.to(dtype).float(), 2, cosine, True)[1]
+    assert torch.equal(indices, again)
+
+
+def test_several_blocks_chunks_and_groups(isa):
+    """More codes than a packed block holds and more rows than are in flight at a time."""
+    latents, codes = make("gaussian", 16384 + 137, 257, 3, torch.float32)
+    check(latents, codes, 2, False)
+    latents, codes = make("duplicates", 300, 5000, 129, torch.float32)
+    check(latents, codes, 1, False)
+
+
+def test_near_ties_need_the_second_look(isa):
+    """Latents halfway between codes, many of them equally far: float32 alone cannot decide."""
+    codes = torch.cartesian_prod(*[torch.arange(4.0)] * 5)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randint(0, 7, (400, 5), generator=generator) / 2 + 0.0
+    check(latents, codes, 1, False)
+    check(latents + 1e-7, codes, 8, False)
+    shuffled = codes[torch.randperm(len(codes), generator=generator)]
+    check(latents, shuffled, 8, False)
+
+
+def test_one_code_far_away_costs_no_exactness(isa):
+    latents, codes = make("gaussian", 200, 500, 16, torch.float32)
+    codes[77] *= 1e6
+    check(latents, codes, 2, False)
+    codes[78] = 1e25
+    check(latents, codes, 2, False)
+
+
+def test_values_that_overflow_float32_scores(isa):
+    latents, codes = make("gaussian", 9, 40, 5, torch.float32)
+    check(latents * 1e30, codes * 1e30, 2, False)
+    check(latents * 1e30, codes * 1e30, 2, True)
+    check(latents * 1e-30, codes * 1e-30, 2, True)
+    check(latents * 1e-25, codes * 1e-25, 2, False)
+
+
+@pytest.mark.parametrize("cosine", [False, True], ids=["l2", "cosine"])
+@pytest.mark.parametrize("n", [3, 40])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+def test_rows_and_codes_that_are_not_finite(isa, cosine, n, value):
+    latents, codes = make("gaussian", n, 50, 6, torch.float32)
+    latents[1, 3] = value
+    codes[[0, 7, 49], 2] = value
+    distances, indices = native.nearest_codes(latents, codes, 8, cosine, True)
+    assert indices[1].tolist() == list(range(8)) and distances[1].isnan().all()
+    finite = [row for row in range(n) if row != 1]
+    assert torch.equal(indices[finite], check(latents[finite], codes, 8, cosine))
+    assert not torch.isin(indices[finite], torch.tensor([0, 7, 49])).any()
+
+
+def test_fewer_finite_codes_than_ranks(isa):
+    for n in (2, 30):
+        latents, codes = make("gaussian", n, 5, 4, torch.float32)
+        codes[[0, 2, 3]] = torch.nan
+        distances, indices = native.nearest_codes(latents, codes, 4, False, True)
+        assert torch.equal(indices[:, :2].sort(1).values, torch.tensor([1, 4]).expand(n, 2))
+        assert torch.equal(indices[:, 2:], torch.tensor([0, 2]).expand(n, 2))
+        assert distances[:, :2].isfinite().all() and distances[:, 2:].isinf().all()
+
+
+def test_zero_vectors_under_cosine(isa):
+    for n in (3, 30):
+        latents, codes = make("gaussian", n, 20, 6, torch.float32)
+        latents[0] = 0
+        codes[4] = 0
+        distances, indices = native.nearest_codes(latents, codes, 3, True, True)
+        assert indices[0].tolist() == [0, 1, 2] and distances[0].tolist() == [1.0, 1.0, 1.0]
+        check(latents[1:], codes, 3, True)
+        # a zero code is as near as an orthogonal one, nearer than one that points away
+        away = -latents[1:2].abs() @ torch.ones(6, 1) * torch.ones(1, 6)
+        distances, indices = native.nearest_codes(latents[1:2].abs(), torch.cat([away, torch.zeros(1, 6)]), 1, True, True)
+        assert indices.item() == 1 and distances.item() == 1.0
+
+
+def test_all_codes_equal_gives_the_first(isa):
+    latents, codes = make("gaussian", 100, 300, 12, torch.float32)
+    indices = native.nearest_codes(latents, codes[5:6].repeat(300, 1), 8, False, True)[1]
+    assert torch.equal(indices, torch.arange(8).expand(100, 8))
+
+
+def test_fast_is_accurate_to_float32(isa):
+    for cosine in (False, True):
+        latents, codes = make("gaussian", 129, 1000, 65, torch.float32)
+        distances, indices = native.nearest_codes(latents, codes, 3, cosine, False)
+        scores = scores_of(latents, codes, cosine)
+        expected = scores.topk(3, dim=1).values
+        assert torch.allclose(scores.gather(1, indices), expected, rtol=1e-5, atol=1e-4)
+        assert torch.equal(native.nearest_codes(latents, codes, 3, cosine, False)[1], indices)
+        # equal codes still go to the lowest index
+        doubled = native.nearest_codes(latents, torch.cat([codes, codes]), 1, cosine, False)[1]
+        assert (doubled < 1000).all()
+
+
+@pytest.mark.parametrize("cosine", [False, True], ids=["l2", "cosine"])
+@pytest.mark.parametrize("exact", [False, True], ids=["fast", "exact"])
+def test_threads_do_not_change_bits(isa, cosine, exact):
+    latents, codes = make("duplicates", 700, 1500, 40, torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(native.nearest_codes(latents, codes, 2, cosine, exact))
+    finally:
+        torch.set_num_threads(before)
+    for distances, indices in results[1:]:
+        assert torch.equal(distances, results[0][0]) and torch.equal(indices, results[0][1])
+
+
+def test_instruction_sets_agree_to_the_bit(monkeypatch):
+    latents, codes = make("gaussian", 200, 400, 37, torch.float32)
+    results = []
+    for name in ISAS:
+        monkeypatch.setenv("VQKIT_ISA", name)
+        try:
+            native._native.isa()
+        except ValueError:
+            continue
+        results.append([native.nearest_codes(latents, codes, 2, cosine, True) for cosine in (False, True)])
+    for result in results[1:]:
+        for (distances, indices), (first_distances, first_indices) in zip(result, results[0], strict=True):
+            assert torch.equal(distances, first_distances) and torch.equal(indices, first_indices)
+
+
+def test_refusals_name_the_argument(monkeypatch):
+    latents, codes = make("gaussian", 4, 3, 2, torch.float32)
+    for k in (0, 4):
+        with pytest.raises(ValueError, match="k: expected 1 to 3"):
+            native.nearest_codes(latents, codes, k, False, True)
+    with pytest.raises(ValueError, match="codes: expected a contiguous"):
+        native.nearest_codes(latents, codes.T.contiguous().T, 1, False, True)
+    with pytest.raises(RuntimeError, match="latents: .*meta"):
+        native.nearest_codes(latents.to("meta"), codes, 1, False, True)
+    monkeypatch.setenv("VQKIT_ISA", "pentium")
+    with pytest.raises(ValueError, match="VQKIT_ISA must be .* got pentium"):
+        native.nearest_codes(latents, codes, 1, False, True)
+    assert "pentium" in native.describe()["isa"]
