@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "clones.hpp"
+
 namespace vqkit {
 namespace {
 
@@ -18,30 +20,42 @@ void check(const CompressedRows<T>& graph, std::int64_t feature_rows) {
                               std::to_string(graph.neighbours[e]) + " at edge " + std::to_string(e));
 }
 
+template <class T>
+inline __attribute__((always_inline)) void sum_node(const T* features, std::int64_t width, const std::int64_t* neighbours, const T* weights,
+                                                    std::int64_t edges, T* __restrict out) {
+  constexpr std::int64_t line = 64 / sizeof(T);
+  std::fill_n(out, width, T(0));
+  for (std::int64_t e = 0; e < edges; ++e) {
+    // neighbours lie anywhere: the next one is fetched while this one is added
+    if (e + 1 < edges)
+      for (std::int64_t d = 0; d < width; d += line) __builtin_prefetch(features + neighbours[e + 1] * width + d);
+    const T* __restrict row = features + neighbours[e] * width;
+    const T weight = weights[e];
+    for (std::int64_t d = 0; d < width; ++d) out[d] += weight * row[d];
+  }
+}
+
+// a clone cannot be a template
+VQKIT_CLONES void sum_edges(const float* features, std::int64_t width, const std::int64_t* neighbours, const float* weights, std::int64_t edges,
+                            float* out) {
+  sum_node(features, width, neighbours, weights, edges, out);
+}
+
+VQKIT_CLONES void sum_edges(const double* features, std::int64_t width, const std::int64_t* neighbours, const double* weights,
+                            std::int64_t edges, double* out) {
+  sum_node(features, width, neighbours, weights, edges, out);
+}
+
 }  // namespace
 
 template <class T>
 void aggregate(const CompressedRows<T>& graph, const T* features, std::int64_t feature_rows, std::int64_t width,
                [[maybe_unused]] int threads, T* out) {
   check(graph, feature_rows);
-  // what stays in registers and in the first cache while the edges of a row pass by
-  constexpr std::int64_t part = 32;
 #pragma omp parallel for schedule(dynamic, 16) num_threads(threads) if (threads > 1)
   for (std::int64_t node = 0; node < graph.nodes; ++node) {
-    std::int64_t column = 0;
-    for (; column + part <= width; column += part) {
-      T sums[part] = {};
-      for (std::int64_t e = graph.offsets[node]; e < graph.offsets[node + 1]; ++e) {
-        const T* row = features + graph.neighbours[e] * width + column;
-        const T weight = graph.weights[e];
-        for (std::int64_t d = 0; d < part; ++d) sums[d] += weight * row[d];
-      }
-      std::copy_n(sums, part, out + node * width + column);
-    }
-    if (column == width) continue;
-    std::fill(out + node * width + column, out + (node + 1) * width, T(0));
-    for (std::int64_t e = graph.offsets[node]; e < graph.offsets[node + 1]; ++e)
-      for (std::int64_t d = column; d < width; ++d) out[node * width + d] += graph.weights[e] * features[graph.neighbours[e] * width + d];
+    const std::int64_t first = graph.offsets[node];
+    sum_edges(features, width, graph.neighbours + first, graph.weights + first, graph.offsets[node + 1] - first, out + node * width);
   }
 }
 

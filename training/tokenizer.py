@@ -230,7 +230,19 @@ class Run:
         codes = " + ".join(f"{size:,}" for size in self.model.codebook_sizes) or "no"
         where = f"{self.ranks.device}, {str(precision).removeprefix('torch.')}"
         _say(self.ranks, f"{self.recipe}: {millions:.1f} M parameters, {codes} codes, f{self.model.downsampling}, {where}")
+        _say(self.ranks, f"loss: {self._named_loss()}")
         _say(self.ranks, f"{len(dataset):,} pictures of {dataset.source.name} at {dataset.resolution}x{dataset.resolution}, {memory}")
+
+    def _named_loss(self) -> str:
+        settings = self.settings
+        terms = [settings.pixel_loss.upper()]
+        if self.lpips is not None:
+            terms.append("LPIPS")
+        elif settings.structural_weight:
+            terms.append(f"{settings.structural_weight:g} x multi-scale structure (in the place of LPIPS, which needs --lpips-weights)")
+        if settings.disc_weight:
+            terms.append(f"{settings.disc_weight:g} x adversarial from step {settings.disc_start:,}")
+        return " + ".join([*terms, *(["quantizer"] if self.model.quantizer is not None else [])])
 
 
 class _NoLog:
