@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
@@ -153,7 +154,9 @@ def test_compiles_without_a_graph_break_in_train_and_eval(variant):
     torch._dynamo.reset()
     quantizer = vqkit.Quantizer(12, 20, **variant)
     eager = copy.deepcopy(quantizer)
-    compiled = torch.compile(quantizer, fullgraph=True, backend="inductor" if variant == {} else "aot_eager")
+    # Inductor calls a C++ compiler; whether the graph breaks does not depend on it, so one variant is enough.
+    whole = variant == {} and shutil.which("c++")
+    compiled = torch.compile(quantizer, fullgraph=True, backend="inductor" if whole else "aot_eager")
     x = torch.randn(4, 9, 12)
     for _ in range(2):
         torch.manual_seed(7)
