@@ -14,13 +14,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <vector>
 
 #include "isa.hpp"
 #include "nearest_tile.hpp"
+#include "ranking.hpp"
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -72,36 +72,6 @@ std::int64_t round_up(std::int64_t value, std::int64_t step) { return (value + s
 
 enum class RowKind : std::uint8_t { normal, not_finite, zero, beyond_range };
 enum class Verdict : std::uint8_t { settled, rescore, compare_all };
-
-// The best by a score in double, largest first; what comes later in an equal score stays behind.
-struct Ranking {
-  double* scores;
-  std::int32_t* index;
-  int ranks;
-
-  void clear() {
-    std::fill_n(scores, ranks, -infinity);
-    std::fill_n(index, ranks, -1);
-  }
-  void offer(double score, std::int32_t code) {
-    int rank = ranks;
-    // an empty place counts as worse than any score
-    while (rank > 0 && (index[rank - 1] < 0 || scores[rank - 1] < score)) --rank;
-    if (rank == ranks) return;
-    for (int r = ranks - 1; r > rank; --r) {
-      scores[r] = scores[r - 1];
-      index[r] = index[r - 1];
-    }
-    scores[rank] = score;
-    index[rank] = code;
-  }
-  // the score of a code that is ranked, else NaN
-  double score_of(std::int32_t code) const {
-    for (int r = 0; r < ranks; ++r)
-      if (index[r] == code) return scores[r];
-    return std::nan("");
-  }
-};
 
 template <class T>
 class Search {
@@ -184,7 +154,8 @@ class Search {
       if (verdicts[row] == Verdict::rescore) again.push_back(std::int32_t(row));
       if (verdicts[row] == Verdict::compare_all) everything.push_back(std::int32_t(row));
     }
-    if (std::int64_t(again.size() + everything.size()) >= few_rows) find_duplicates();
+    if (originals.empty() && std::int64_t(again.size() + everything.size()) >= few_rows)
+      originals = first_equal(p.codes, p.code_count, p.dim);
     if (!again.empty()) rescore_rows(again);
     if (!everything.empty()) compare_all_codes(everything);
   }
@@ -421,32 +392,6 @@ class Search {
     }
   }
 
-  // originals[c]: the first code with the same bits
-  void find_duplicates() {
-    if (!originals.empty()) return;
-    originals.resize(p.code_count);
-    std::uint64_t slots = 2;
-    while (slots < 2 * std::uint64_t(p.code_count)) slots *= 2;
-    std::vector<std::int32_t> table(slots, -1);
-    for (std::int64_t c = 0; c < p.code_count; ++c) {
-      std::uint64_t slot = hash(code(c)) & (slots - 1);
-      while (table[slot] >= 0 && std::memcmp(code(table[slot]), code(c), p.dim * sizeof(T)) != 0) slot = (slot + 1) & (slots - 1);
-      if (table[slot] < 0) table[slot] = std::int32_t(c);
-      originals[c] = table[slot];
-    }
-  }
-
-  std::uint64_t hash(const T* vector) const {
-    std::uint64_t hash = 0x9e3779b97f4a7c15u;
-    for (std::int64_t d = 0; d < p.dim; ++d) {
-      std::uint64_t bits = 0;
-      std::memcpy(&bits, vector + d, sizeof(T));
-      hash = (hash ^ bits) * 0xff51afd7ed558ccdu;
-      hash ^= hash >> 29;
-    }
-    return hash;
-  }
-
   static std::int64_t count_of(const std::vector<std::int32_t>& rows) { return std::int64_t(rows.size()); }
 
   void write(std::int64_t row, int rank, std::int64_t index, double distance) {
@@ -481,6 +426,7 @@ class Search {
   std::vector<T> centre, norms, best, slacks;
   std::unique_ptr<T[]> packed, groups, scores;
   std::vector<double> factors;
+  // originals[c]: the first code with the bits of c; empty until it pays
   std::vector<std::int32_t> best_index, originals;
   std::vector<RowKind> kinds;
   std::vector<Verdict> verdicts;

@@ -4,7 +4,35 @@
 #include <stdexcept>
 #include <string>
 
+#include "clones.hpp"
+
 namespace vqkit {
+namespace {
+
+template <class T>
+inline __attribute__((always_inline)) void add_each(const T* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count,
+                                                    std::int64_t columns, double* __restrict totals) {
+  constexpr std::int64_t line = 64 / sizeof(T);
+  for (std::int64_t e = 0; e < count; ++e) {
+    // the rows of a code lie anywhere: the next one is fetched while this one is added
+    if (e + 1 < count)
+      for (std::int64_t d = 0; d < columns; d += line) __builtin_prefetch(rows + entries[e + 1] * dim + d);
+    const T* row = rows + entries[e] * dim;
+    for (std::int64_t d = 0; d < columns; ++d) totals[d] += double(row[d]);
+  }
+}
+
+}  // namespace
+
+VQKIT_CLONES void add_rows(const float* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count, std::int64_t columns,
+                           double* totals) {
+  add_each(rows, dim, entries, count, columns, totals);
+}
+
+VQKIT_CLONES void add_rows(const double* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count, std::int64_t columns,
+                           double* totals) {
+  add_each(rows, dim, entries, count, columns, totals);
+}
 
 EntriesByCode::EntriesByCode(const std::int64_t* indices, std::int64_t rows, std::int64_t width, std::int64_t codebook_size)
     : offsets(codebook_size + 1, 0) {
@@ -59,14 +87,11 @@ void code_statistics(const T* latents, const std::int64_t* indices, std::int64_t
   const EntriesByCode groups(indices, rows, 1, codebook_size);
   for (std::int64_t code = 0; code < codebook_size; ++code) counts[code] = groups.offsets[code + 1] - groups.offsets[code];
   for_each_code(groups, dim, threads, [&](std::int64_t code, std::int64_t first, std::int64_t end) {
-    constexpr std::int64_t width = 64;
-    for (std::int64_t column = first; column < end; column += width) {
-      const std::int64_t here = std::min(width, end - column);
-      double totals[width] = {};
-      for (std::int64_t e = groups.offsets[code]; e < groups.offsets[code + 1]; ++e) {
-        const T* x = latents + groups.entries[e] * dim + column;
-        for (std::int64_t d = 0; d < here; ++d) totals[d] += double(x[d]);
-      }
+    double totals[column_block];
+    for (std::int64_t column = first; column < end; column += column_block) {
+      const std::int64_t here = std::min(column_block, end - column);
+      std::fill_n(totals, here, 0.0);
+      add_rows(latents + column, dim, groups.entries.data() + groups.offsets[code], counts[code], here, totals);
       for (std::int64_t d = 0; d < here; ++d) sums[code * dim + column + d] = T(totals[d]);
     }
   });

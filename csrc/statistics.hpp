@@ -35,6 +35,13 @@ void for_each_code(const EntriesByCode& groups, std::int64_t dim, int threads, V
   }
 }
 
+// Columns that are summed at a time: their totals stay in the first cache.
+constexpr std::int64_t column_block = 512;
+
+// totals[d] += rows[entries[e] * dim + d] for d < columns <= column_block and every entry in turn; rows may point at a later column.
+void add_rows(const float* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count, std::int64_t columns, double* totals);
+void add_rows(const double* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count, std::int64_t columns, double* totals);
+
 // sums (codebook_size, dim) of the rows that have each code, added in ascending order in double and rounded once;
 // counts (codebook_size,). Index -1 is skipped. The same bits for any number of threads.
 template <class T>

@@ -67,15 +67,31 @@ bool rotate_back(const T* x, const T* q, const T* grad, std::int64_t dim, T* out
   const double x_length = std::sqrt(lane_sum(dim, [&](std::int64_t d) { return double(x[d]) * x[d]; }));
   const double q_length = std::sqrt(lane_sum(dim, [&](std::int64_t d) { return double(q[d]) * q[d]; }));
   if (!(x_length > 0.0) || !(q_length > 0.0)) return false;
-  const auto between = [&](std::int64_t d) { return x[d] / x_length + q[d] / q_length; };
+  const double x_scale = 1.0 / x_length, q_scale = 1.0 / q_length;
+  const auto between = [&](std::int64_t d) { return x[d] * x_scale + q[d] * q_scale; };
   const double square = lane_sum(dim, [&](std::int64_t d) { return between(d) * between(d); });
   if (!(square > opposite)) return false;
   const double along_between = lane_sum(dim, [&](std::int64_t d) { return between(d) * grad[d]; });
-  const double along_code = lane_sum(dim, [&](std::int64_t d) { return double(q[d]) * grad[d]; }) / q_length;
-  const double ratio = q_length / x_length;
-  for (std::int64_t d = 0; d < dim; ++d)
-    out[d] = T(ratio * (grad[d] - 2.0 * between(d) * along_between / square + 2.0 * (x[d] / x_length) * along_code));
+  const double along_code = lane_sum(dim, [&](std::int64_t d) { return double(q[d]) * grad[d]; }) * q_scale;
+  const double ratio = q_length * x_scale, by_between = 2.0 * along_between / square, by_latent = 2.0 * along_code * x_scale;
+  for (std::int64_t d = 0; d < dim; ++d) out[d] = T(ratio * (grad[d] - between(d) * by_between + x[d] * by_latent));
   return true;
+}
+
+// totals[d] += latents - quantized over the rows of the entries, for rows that average several codes.
+template <class T>
+void add_differences(const Selection<T>& s, const std::int64_t* entries, std::int64_t count, std::int64_t column, std::int64_t columns,
+                     double* totals) {
+  for (std::int64_t e = 0; e < count; ++e) {
+    const std::int64_t row = entries[e] / s.width;
+    const std::int64_t* picks = s.indices + row * s.width;
+    const T* x = s.latents + row * s.dim + column;
+    for (std::int64_t d = 0; d < columns; ++d) {
+      double total = 0.0;
+      for (std::int64_t t = 0; t < s.width; ++t) total += double(s.codes[picks[t] * s.dim + column + d]);
+      totals[d] += double(x[d]) - double(T(total / double(s.width)));
+    }
+  }
 }
 
 }  // namespace
@@ -140,28 +156,20 @@ void straight_through_backward(const Selection<T>& s, const T* grad_quantized, c
     return;
   }
   for_each_code(groups, s.dim, s.threads, [&](std::int64_t code, std::int64_t first, std::int64_t end) {
-    constexpr std::int64_t part = 64;
-    for (std::int64_t column = first; column < end; column += part) {
-      const std::int64_t here = std::min(part, end - column);
-      double totals[part] = {};
-      for (std::int64_t e = groups.offsets[code]; e < groups.offsets[code + 1]; ++e) {
-        const std::int64_t row = groups.entries[e] / s.width;
-        const T* x = s.latents + row * s.dim + column;
-        // a row's quantized vector again, for these columns alone
-        T q[part];
-        const T* chosen = s.codes + code * s.dim + column;
-        if (s.width > 1) {
-          const std::int64_t* picks = s.indices + row * s.width;
-          for (std::int64_t d = 0; d < here; ++d) {
-            double total = 0.0;
-            for (std::int64_t t = 0; t < s.width; ++t) total += double(s.codes[picks[t] * s.dim + column + d]);
-            q[d] = T(total / double(s.width));
-          }
-          chosen = q;
-        }
-        for (std::int64_t d = 0; d < here; ++d) totals[d] += double(chosen[d]) - double(x[d]);
-      }
-      for (std::int64_t d = 0; d < here; ++d) grad_codes[code * s.dim + column + d] = T(codebook * totals[d]);
+    const std::int64_t* entries = groups.entries.data() + groups.offsets[code];
+    const std::int64_t count = groups.offsets[code + 1] - groups.offsets[code];
+    double totals[column_block];
+    for (std::int64_t column = first; column < end; column += column_block) {
+      const std::int64_t here = std::min(column_block, end - column);
+      std::fill_n(totals, here, 0.0);
+      if (s.width == 1)
+        add_rows(s.latents + column, s.dim, entries, count, here, totals);
+      else
+        add_differences(s, entries, count, column, here, totals);
+      // alone in its rows a code is their quantized vector: the sum of the latents is all that varies
+      const double own = s.width == 1 ? double(count) : 0.0;
+      const T* c = s.codes + code * s.dim + column;
+      for (std::int64_t d = 0; d < here; ++d) grad_codes[code * s.dim + column + d] = T(codebook * (own * double(c[d]) - totals[d]));
     }
   });
 }

@@ -28,7 +28,7 @@ def scores_of(latents, codes, cosine):
         norm = codes.norm(dim=1)
         scores = torch.where(norm > 0, latents @ codes.T / norm, 0.0)
     else:
-        scores = -torch.stack([(latents - code).square().sum(1) for code in codes], 1)
+        scores = -torch.cdist(latents, codes, compute_mode="donot_use_mm_for_euclid_dist").square()
     return torch.where(codes.isfinite().all(1), scores, -torch.inf)
 
 
