@@ -8,11 +8,14 @@ RUN    := $(VENV)/bin/python
 demo: $(VENV)/.built
 	$(RUN) -m training demo --out runs/demo
 
+# A process for each core, one thread in each: the tests' tensors are too small for more.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest tests -q -n auto --durations=15
+
 test: $(VENV)/.built
-	$(RUN) -m pytest tests -q -m "not slow" --durations=15
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.built
-	$(RUN) -m pytest tests -q -m slow --durations=15
+	$(PYTEST) -m slow
 
 bench: $(VENV)/.peers
 	$(RUN) -m pytest --benchmark-only --benchmark-json=.benchmarks/latest.json
