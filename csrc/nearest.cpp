@@ -140,15 +140,16 @@ class Search {
   void search_chunk() {
     std::fill_n(best.begin(), count * keep, -std::numeric_limits<T>::infinity());
     std::fill_n(best_index.begin(), count * keep, -1);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (std::int64_t row = 0; row < count; ++row) measure_row(row);
-
-    if (p.rows > direct_rows) score_all(nullptr, count, [this](std::int64_t row, T* row_scores, std::int64_t length, std::int32_t first_code) {
-      tile.keep_best(row_scores, length, first_code, &best[row * keep], &best_index[row * keep], keep);
-    });
-
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (std::int64_t row = 0; row < count; ++row) verdicts[row] = settle_row(row);
+    if (p.rows > direct_rows) {
+      score_all(nullptr, count, [this](std::int64_t row, T* row_scores, std::int64_t length, std::int32_t first_code) {
+        tile.keep_best(row_scores, length, first_code, &best[row * keep], &best_index[row * keep], keep);
+      });
+    } else {
+      for (std::int64_t row = 0; row < count; ++row) {
+        measure_row(row);
+        verdicts[row] = settle_row(row);
+      }
+    }
     std::vector<std::int32_t> again, everything;
     for (std::int64_t row = 0; row < count; ++row) {
       if (verdicts[row] == Verdict::rescore) again.push_back(std::int32_t(row));
@@ -223,8 +224,9 @@ class Search {
     tile.pack_codes(sources, centre.data(), p.cosine ? scale : nullptr, p.dim, panel + 2 * tile.panel);
   }
 
-  // Scores rows ids[0..number) of the chunk (null: all) against every code; take(row, scores, length, first code) sees
-  // the codes of a row in ascending order, always from one thread at a time.
+  // Scores rows ids[0..number) of the chunk against every code; take(row, scores, length, first code) sees the codes of a row
+  // in ascending order, always from one thread at a time. Without ids all rows are meant, for the first time: they are
+  // measured before and settled after, while they are in the cache.
   template <class Take>
   void score_all(const std::int32_t* ids, std::int64_t number, Take take) {
     const std::int64_t even = round_up((number + 4 * threads - 1) / (4 * threads), tile.rows);
@@ -256,6 +258,7 @@ class Search {
   void score_group(const std::int32_t* ids, std::int64_t from, std::int64_t number, std::int64_t start, std::int64_t panels, T* rows,
                    T* sums, Take take) {
     const auto row_at = [ids](std::int64_t i) { return ids == nullptr ? i : std::int64_t(ids[i]); };
+    for (std::int64_t row = from; row < from + number && ids == nullptr && start == 0; ++row) measure_row(row);
     const std::int64_t tile_size = tile.rows * (p.dim + 4 + 1);
     for (std::int64_t i = 0, t = 0; i < number; i += tile.rows, ++t)
       pack_tile(row_at, from + i, std::min<std::int64_t>(tile.rows, number - i), rows + t * tile_size);
@@ -268,6 +271,8 @@ class Search {
           take(row_at(from + r + h), sums + h * score_stride, here * tile.panel, std::int32_t((start + i) * tile.panel));
       }
     }
+    const bool last = start + panels == panel_count;
+    for (std::int64_t row = from; row < from + number && ids == nullptr && last; ++row) verdicts[row] = settle_row(row);
   }
 
   template <class RowAt>
