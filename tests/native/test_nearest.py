@@ -22,14 +22,17 @@ def isa(request, monkeypatch):
 
 
 def scores_of(latents, codes, cosine):
-    """Float64 scores (N, K), larger is nearer; codes that are not finite score -inf."""
-    latents, codes = latents.double(), codes.double()
+    """Float64 scores (N, K), larger is nearer; codes that are not finite score -inf, codes with the same bits score the same."""
+    finite = codes.isfinite().all(1)
+    # A matrix product rounds equal columns differently where its blocks end, so each distinct code is scored once.
+    distinct, copies = codes.double().nan_to_num().unique(dim=0, return_inverse=True)
+    latents = latents.double()
     if cosine:
-        norm = codes.norm(dim=1)
-        scores = torch.where(norm > 0, latents @ codes.T / norm, 0.0)
+        norm = distinct.norm(dim=1)
+        scores = torch.where(norm > 0, latents @ distinct.T / norm, 0.0)
     else:
-        scores = -torch.cdist(latents, codes, compute_mode="donot_use_mm_for_euclid_dist").square()
-    return torch.where(codes.isfinite().all(1), scores, -torch.inf)
+        scores = -torch.cdist(latents, distinct, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return torch.where(finite, scores[:, copies], -torch.inf)
 
 
 def check(latents, codes, k, cosine, rtol=1e-12):
