@@ -1,4 +1,4 @@
-"""``python -m training``: recipes, tokenizer, evaluate, report, demo."""
+"""``python -m training``: recipes, vocabulary, tokenizer, evaluate, report, demo."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {
     "recipes": "what can be trained, a line each",
+    "vocabulary": "words for a VQCT of any captions and language model: vocabulary CAPTIONS [CAPTIONS ...] --out words.safetensors",
     "tokenizer": "train a tokenizer: tokenizer RECIPE --data DIR|scenes --out RUN [--steps N ...]; again to resume",
     "evaluate": "measure a run: evaluate RUN --data DIR|scenes --split test; or mean-color in the place of RUN, the floor",
     "report": "one HTML page with pictures, curves and numbers: report RUN [RUN ...] --out report.html",
@@ -38,6 +39,14 @@ def _run_recipes(arguments: list[str]) -> None:
     for name, recipe in RECIPES.items():
         print(f"{name:<{width}}  {recipe.summary}")
     print("\npython -m training tokenizer RECIPE --help lists every setting with the recipe's value")
+
+
+def _run_vocabulary(arguments: list[str]) -> None:
+    import tyro
+
+    from training.vocabulary import WordSelection, write_vocabulary
+
+    write_vocabulary(tyro.cli(WordSelection, args=arguments, prog="python -m training vocabulary"))
 
 
 def _run_tokenizer(arguments: list[str]) -> None:
@@ -81,7 +90,8 @@ def _run_demo(arguments: list[str]) -> None:
     demo(tyro.cli(Demo, args=arguments, prog="python -m training demo"))
 
 
-_RUNNERS = {"recipes": _run_recipes, "tokenizer": _run_tokenizer, "evaluate": _run_evaluate, "report": _run_report, "demo": _run_demo}
+_RUNNERS = {"recipes": _run_recipes, "vocabulary": _run_vocabulary, "tokenizer": _run_tokenizer, "evaluate": _run_evaluate,
+            "report": _run_report, "demo": _run_demo}
 
 
 def _usage() -> str:

@@ -23,7 +23,8 @@ from training.log import Meter, RecentUsage, RunLog, bar_text, progress_bar
 from training.recipes import RECIPES, TokenizerSettings, VQCTSettings, changed_setting, to_json
 from training.sources import Source, open_split
 from training.stopping import Stop
-from vqkit.language import Vocabulary, build_vocabulary
+from training.vocabulary import find_vocabulary
+from vqkit.language import Vocabulary
 from vqkit.models import Tokenizer
 from vqkit.nn.discriminator import PatchDiscriminator
 from vqkit.objectives import LPIPS, AdversarialLoss, ReconstructionLoss
@@ -269,22 +270,6 @@ def create_model(recipe: str, settings: TokenizerSettings, source: Source, ranks
     # Building draws random numbers and loading does not: the weights must not depend on which of the two was done.
     torch.manual_seed(settings.seed)
     return vqkit.models.create(RECIPES[recipe].model, vocabulary=vocabulary, **config)
-
-
-def find_vocabulary(settings: VQCTSettings, source: Source) -> Vocabulary:
-    """The words of a file, or the most frequent ones of the training captions (class names stand in where there are none)."""
-    if settings.words != "captions":
-        return Vocabulary.load(settings.words)
-    captions = [caption for index in range(len(source)) for caption in _captions(source.record(index))]
-    if not captions:
-        raise ValueError(f"words: {source.name} has neither captions nor class folders; give --words a vocabulary file")
-    return build_vocabulary(captions, max_adjectives=settings.adjectives, max_nouns=settings.nouns)
-
-
-def _captions(record: dict) -> list[str]:
-    if "captions" in record:
-        return record["captions"]
-    return [f"a photo of a {record['label']}"] if "label" in record else []
 
 
 def _check_folder(recipe: str, settings: TokenizerSettings, ranks: Ranks) -> None:
