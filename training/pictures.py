@@ -1,4 +1,4 @@
-"""Pictures and drawings of a report, as HTML and SVG that need nothing from outside the page."""
+"""Pictures and drawings of a report, as HTML and SVG that need nothing from outside the page, and the pictures as one file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -36,6 +37,12 @@ def picture_rows(rows: dict[str, Tensor], notes: Sequence[str]) -> str:
     if any(notes):
         lines.append("<tr><th></th>" + "".join(f'<td class="note">{html.escape(note)}</td>' for note in notes) + "</tr>")
     return f'<div class="wide"><table class="pictures">{"".join(lines)}</table></div>'
+
+
+def picture_sheet(rows: dict[str, Tensor], gap: int = 4) -> Image.Image:
+    """The rows of `picture_rows` as one picture, `gap` white pixels between, no text; all are of one size (N, 3, H, W) uint8."""
+    sheets = [torch.nn.functional.pad(pictures, (gap, 0, gap, 0), value=255).permute(2, 0, 3, 1).flatten(1, 2) for pictures in rows.values()]
+    return Image.fromarray(torch.nn.functional.pad(torch.cat(sheets), (0, 0, 0, gap, 0, gap), value=255).numpy())
 
 
 def curves(series: dict[str, list[tuple[float, float]]], title: str, unit: str) -> str:

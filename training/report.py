@@ -15,7 +15,7 @@ from torch import Tensor
 
 from training.data import PictureDataset, to_float, to_uint8
 from training.evaluate import MEAN_COLOR
-from training.pictures import curves, picture_rows, usage_bars, word_overlay
+from training.pictures import curves, picture_rows, picture_sheet, usage_bars, word_overlay
 from training.runs import FinishedRun
 from vqkit.models import Tokenizer
 
@@ -29,7 +29,7 @@ class Report:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of runs, compared in this order."""
     out: Path = Path("report.html")
-    """The page."""
+    """The page. The pictures alone go to a .png of the same name."""
     pictures: int = 8
     """How many pictures are reconstructed."""
 
@@ -60,7 +60,8 @@ def write_report(wanted: Report, extra_rows: list[dict] | None = None) -> Path:
     runs = [FinishedRun.open(folder) for folder in wanted.runs]
     names = _distinct_names(runs)
     shown = [_show(name, run, wanted.pictures) for name, run in zip(names, runs, strict=True)]
-    sections = [_numbers(shown, extra_rows or []), _reconstructions(shown), _training(shown), _usage(shown), _words(shown)]
+    rows = _pictures(shown)
+    sections = [_numbers(shown, extra_rows or []), _reconstructions(shown, rows), _training(shown), _usage(shown), _words(shown)]
     title = " and ".join(names) if len(names) < 4 else f"{len(names)} tokenizers"
     page = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -75,6 +76,8 @@ def write_report(wanted: Report, extra_rows: list[dict] | None = None) -> Path:
     unfinished = wanted.out.with_name(f".{wanted.out.name}.{os.getpid()}")
     unfinished.write_text(page, encoding="utf-8")
     os.replace(unfinished, wanted.out)
+    if not _several_sources(shown):
+        picture_sheet(rows).save(wanted.out.with_suffix(".png"))
     return wanted.out
 
 
@@ -119,11 +122,16 @@ def _cells(metrics: dict) -> list[str]:
 
 
 @torch.no_grad()
-def _reconstructions(shown: list[Shown]) -> str:
+def _pictures(shown: list[Shown]) -> dict[str, Tensor]:
+    """Originals and what each run makes of them, by name."""
     rows: dict[str, Tensor] = {}
     for item in shown:
         rows.setdefault(f"originals, {item.source}" if _several_sources(shown) else "originals", item.pictures)
         rows[item.name] = to_uint8(item.model(to_float(item.pictures, torch.device("cpu"))).reconstruction)
+    return rows
+
+
+def _reconstructions(shown: list[Shown], rows: dict[str, Tensor]) -> str:
     return f"""<h2>Originals and reconstructions</h2>
 <p class="quiet">Pictures evenly spaced through {html.escape(shown[0].source)}, not chosen by hand; what is reconstructed is seen
 through the codes alone.</p>{picture_rows(rows, shown[0].captions)}"""

@@ -6,12 +6,13 @@ import re
 import xml.etree.ElementTree
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from training.evaluate import Evaluation, evaluate
-from training.pictures import embedded, word_overlay
+from training.pictures import embedded, picture_sheet, word_overlay
 from training.report import Report, write_report
 from training.tokenizer import train
 
@@ -50,8 +51,20 @@ def runs(tiny, pictures):
     return tuple(folders)
 
 
+def test_a_sheet_has_every_pixel_in_its_place():
+    rows = {name: torch.randint(256, (3, 3, 5, 7), dtype=torch.uint8) for name in ("originals", "vqgan")}
+    sheet = torch.tensor(np.asarray(picture_sheet(rows, gap=2)))
+    assert sheet.shape == (2 * 7 + 2, 3 * 9 + 2, 3)
+    for row, pictures in enumerate(rows.values()):
+        for column, picture in enumerate(pictures):
+            top, left = 2 + 7 * row, 2 + 9 * column
+            assert torch.equal(sheet[top : top + 5, left : left + 7], picture.permute(1, 2, 0))
+    assert (sheet[::7] == 255).all() and (sheet[:, ::9] == 255).all() and (sheet[-2:] == 255).all()
+
+
 def test_the_page_holds_everything(runs, tmp_path):
     text = write_report(Report(runs=runs, out=tmp_path / "pages" / "report.html", pictures=5)).read_text()
+    assert Image.open(tmp_path / "pages" / "report.png").size == (5 * 20 + 4, 3 * 20 + 4)
     page = Page(text)
     assert not page.open
     assert page.headings == ["vqgan and vqct", "Numbers", "Originals and reconstructions", "Training", "Codes", "Words of vqct"]
