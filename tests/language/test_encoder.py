@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import os
+import stat
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from vqkit.language import encode_sentences, encode_words, text_model
 from vqkit.language.encoder import standardised
@@ -159,6 +162,92 @@ def test_a_changed_model_is_not_served_from_the_cache(bert_folder, tmp_path):
     torch.testing.assert_close(second.vectors, first.vectors + 1)
 
 
+def rewrite_weights(folder, change):
+    """Rewrite a model folder's checkpoint with its tensors as `change` leaves them."""
+    tensors = change(load_file(folder / "model.safetensors"))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def without(tensors, part):
+    return {key: tensor for key, tensor in tensors.items() if part not in key}
+
+
+@needs_transformers
+@pytest.mark.parametrize("family", ["bert", "clip"])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda tensors: {f"wrong.{key}": tensor for key, tensor in tensors.items()}, "embedding.*, .*, .* and [0-9]+ more$"),
+        (lambda tensors: without(tensors, ".1."), "layers?.1."),
+        (lambda tensors: without(tensors, "position_embedding"), "position_embeddings?.weight$"),
+    ],
+    ids=["other names", "a layer", "a tensor"],
+)
+def test_a_checkpoint_without_some_weights_is_an_error_and_never_cached(request, tmp_path, family, change, named):
+    folder = request.getfixturevalue(f"{family}_folder")
+    rewrite_weights(folder, change)
+    for features in ("input", "pooled"):
+        with pytest.raises(ValueError, match=f"^encoder: the checkpoint of '.*{family}' lacks .*{named}"):
+            encode_words(["red"], ["dog"], encoder=str(folder), features=features, cache_dir=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@needs_transformers
+def test_a_checkpoint_may_lack_the_pooler_that_is_not_used(bert_folder, tmp_path):
+    options = dict(encoder=str(bert_folder), cache_dir=tmp_path / "cache")
+    before = encode_sentences(["a red dog"], **options)
+    rewrite_weights(bert_folder, lambda tensors: without(tensors, "pooler"))
+    assert torch.equal(encode_sentences(["a red dog"], **options), before)
+
+
+@needs_transformers
+def test_an_encoders_checkpoint_needs_no_decoder(bert_folder, tmp_path):
+    from transformers import T5Config, T5Model
+
+    for name in ("config.json", "model.safetensors"):
+        (bert_folder / name).unlink()
+    torch.manual_seed(3)
+    T5Model(T5Config(vocab_size=14, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(bert_folder)
+    options = dict(encoder=str(bert_folder), cache_dir=tmp_path / "cache")
+    before = encode_sentences(["a red dog"], **options)
+    rewrite_weights(bert_folder, lambda tensors: without(tensors, "decoder."))
+    assert torch.equal(encode_sentences(["a red dog"], **options), before)
+    # Encoder and decoder share it, and it goes by three names.
+    rewrite_weights(bert_folder, lambda tensors: without(tensors, "shared.weight"))
+    with pytest.raises(ValueError, match="lacks shared.weight"):
+        encode_sentences(["a red dog"], **options)
+
+
+@needs_transformers
+def test_a_model_that_is_clip_by_name_only_is_read_by_its_own_text_half(bert_folder, tmp_path):
+    from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPModel
+
+    text = dict(vocab_size=14, hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    vision = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
+    torch.manual_seed(4)
+    model = ChineseCLIPModel(ChineseCLIPConfig(text_config=text, vision_config=vision, projection_dim=5)).eval()
+    model.save_pretrained(bert_folder)
+    made = encode_words([], ["dog"], encoder=str(bert_folder), features="pooled", cache_dir=tmp_path / "cache").vectors[0]
+    inputs = BertTokenizer.from_pretrained(bert_folder)("a photo of dog", return_tensors="pt")
+    with torch.no_grad():
+        expected = model.text_model(**inputs).last_hidden_state[0].mean(0)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_transformers
+@pytest.mark.parametrize("message", ["", "\n", "no such model\nsecond line"])
+def test_what_the_hub_says_is_passed_on_even_if_it_says_nothing(tmp_path, monkeypatch, message):
+    import transformers
+
+    def refuse(name):
+        raise OSError(message)
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    said = message.strip().partition("\n")[0] or "OSError"
+    with pytest.raises(ValueError, match=f"'some/model' was not found: .*transformers says: {said}. Expected"):
+        encode_words(["red"], [], encoder="some/model", cache_dir=tmp_path)
+
+
 def refuse_to_open(found):
     raise AssertionError("the model was opened")
 
@@ -208,6 +297,42 @@ def test_a_damaged_entry_is_made_anew(vector_file, tmp_path, damage):
     assert [path.name for path in (cache / "vectors").iterdir()] == [entry.name]
 
 
+def test_a_second_name_of_a_cached_model_is_found_when_the_model_is_gone(vector_file, tmp_path):
+    cache, second = tmp_path / "cache", tmp_path / "second.txt"
+    made = encode_words(["red"], ["dog"], encoder=str(vector_file), cache_dir=cache)
+    sentence = encode_sentences(["a dog"], encoder=str(vector_file), cache_dir=cache)
+    third = tmp_path / "third.txt"
+    for path in (second, third):
+        path.write_bytes(vector_file.read_bytes())
+    encode_words(["red"], ["dog"], encoder=str(second), cache_dir=cache)
+    encode_sentences(["a dog"], encoder=str(third), cache_dir=cache)
+    for path in (second, third):
+        path.unlink()
+        assert torch.equal(encode_words(["red"], ["dog"], encoder=str(path), cache_dir=cache).vectors, made.vectors)
+        assert torch.equal(encode_sentences(["a dog"], encoder=str(path), cache_dir=cache), sentence)
+
+
+def test_a_hit_writes_nothing_to_the_cache(vector_file, tmp_path, monkeypatch):
+    encode_words(["red"], ["dog"], encoder=str(vector_file), cache_dir=tmp_path / "cache")
+
+    def refuse_to_write(path, content):
+        raise AssertionError(f"{path} was written")
+
+    monkeypatch.setattr("vqkit.language.vector_cache.write_atomically", refuse_to_write)
+    encode_words(["red"], ["dog"], encoder=str(vector_file), cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_of_the_cache_honour_the_umask(vector_file, tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        encode_words(["red"], ["dog"], encoder=str(vector_file), cache_dir=tmp_path / "cache")
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(files) == 2 and {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
+
+
 def test_a_cache_that_cannot_be_written_is_a_warning(vector_file, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(UserWarning, match="not cached"):
@@ -237,6 +362,26 @@ def test_a_malformed_vector_file_is_an_error_naming_it(tmp_path, text):
         encode_words(["red"], [], encoder=str(path), cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("features", ["input", "pooled"])
+def test_an_unknown_word_is_an_error_whatever_the_cache_holds(vector_file, tmp_path, features):
+    options = dict(encoder=str(vector_file), cache_dir=tmp_path / "cache")
+    vector_file.write_text("a 1 0 0\nphoto 0 1 0\nred 1 1 1\n")
+    encode_sentences(["a photo of zebra"], **options)
+    # The prompt of an adjective that is known is that of a noun that is not.
+    encode_words(["red"], [], features=features, **options)
+    for noun in ("zebra", "red object"):
+        with pytest.raises(ValueError, match=f"does not know '{noun}'"):
+            encode_words([], [noun], features=features, **options)
+
+
+@pytest.mark.parametrize("features", ["input", "pooled"])
+def test_words_may_come_from_generators(vector_file, tmp_path, features):
+    options = dict(encoder=str(vector_file), features=features, cache_dir=tmp_path / "cache")
+    made = encode_words((word for word in ["red", "blue"]), (word for word in ["dog"]), **options)
+    assert torch.equal(made.vectors, encode_words(["red", "blue"], ["dog"], **{**options, "cache_dir": tmp_path / "other"}).vectors)
+    assert len(made.vectors) == 3
+
+
 def test_a_header_and_gzip_are_read(tmp_path):
     import gzip
 
@@ -248,9 +393,12 @@ def test_a_header_and_gzip_are_read(tmp_path):
 
 def test_bad_arguments_are_named(tmp_path):
     for arguments, error, message in [
-        (([], []), ValueError, "words: expected at least one"),
-        ((["red"], [3]), TypeError, "words: expected strings, got int"),
-        ((["red"], [" "]), ValueError, "words: expected text"),
+        (([], []), ValueError, "adjectives, nouns: expected at least one"),
+        ((["red"], [3]), TypeError, "nouns: expected strings, got int"),
+        ((["red"], [" "]), ValueError, "nouns: expected text"),
+        (("red", ["dog"]), TypeError, "adjectives: expected an iterable of strings, got one str"),
+        ((["red"], "dog"), TypeError, "nouns: expected an iterable of strings, got one str"),
+        ((None, ["dog"]), TypeError, "adjectives: expected an iterable of strings, got one NoneType"),
     ]:
         with pytest.raises(error, match=message):
             encode_words(*arguments, cache_dir=tmp_path)
@@ -265,3 +413,5 @@ def test_bad_arguments_are_named(tmp_path):
         encode_words(["red"], [], encoder=str(tmp_path / "empty"), cache_dir=tmp_path)
     with pytest.raises(TypeError, match="sentences.*one str"):
         encode_sentences("a dog", cache_dir=tmp_path)
+    with pytest.raises(ValueError, match="sentences: expected at least one"):
+        encode_sentences([], cache_dir=tmp_path)

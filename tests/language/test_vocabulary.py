@@ -1,6 +1,8 @@
 """Vocabularies from captions: which words and edges, filling from WordNet, files."""
 
 import json
+import os
+import stat
 
 import pytest
 import torch
@@ -124,6 +126,17 @@ def test_a_saved_vocabulary_comes_back_equal(build, tmp_path):
     assert "café" in loaded.nouns
     loaded.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "words.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_a_saved_vocabulary_honours_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        small_vocabulary().save(tmp_path / "words.safetensors")
+    finally:
+        os.umask(before)
+    (path,) = tmp_path.iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 def test_the_graph_is_the_normalised_matrix_of_counts(build):

@@ -19,6 +19,7 @@ SENTENCES = [
     "children in orange shirts swing on the swings",
     "a snowboarder in yellow-green pants jumps off the icy ledge",
     "leaves, buses, gas stations and a smiling clown",
+    "brooks and wales in fields near london , adams marches",
 ]
 
 
@@ -27,6 +28,8 @@ def test_word_lists_are_those_of_wordnet():
     words = wordnet.word_lines(WORDNET)
     assert words == shipped_lines("words.txt.gz")
     assert wordnet.exception_lines(WORDNET, {line.split()[0] for line in words}) == shipped_lines("exceptions.txt.gz")
+    assert wordnet.name_lines(WORDNET, shipped_lexicon()) == shipped_lines("names.txt.gz")
+    assert wordnet.lexicon_from_folder(WORDNET).noun_lemma("wales") == "wales"
     assert wordnet.license_text(WORDNET) == (DATA / "LICENSE.wordnet").read_text()
 
 
@@ -35,7 +38,7 @@ def test_word_lists_are_those_of_wordnet():
 def test_the_command_writes_the_shipped_files_again(tmp_path):
     wordnet.main([str(WORDNET), "--out", str(tmp_path)])
     assert (tmp_path / "LICENSE.wordnet").read_bytes() == (DATA / "LICENSE.wordnet").read_bytes()
-    for name in ("words.txt.gz", "exceptions.txt.gz", "phrases.txt.gz"):
+    for name in ("words.txt.gz", "exceptions.txt.gz", "names.txt.gz", "phrases.txt.gz"):
         # What gzip makes of a text differs between zlib builds; the text may not.
         assert lexicons.gzip.decompress((tmp_path / name).read_bytes()) == lexicons.gzip.decompress((DATA / name).read_bytes()), name
 
@@ -89,11 +92,24 @@ def test_nltks_corpus_is_used_where_installed_and_tags_alike(nltk_corpus):
     lexicon = nltk_lexicon()
     assert lexicon is not None and lexicon.source == "nltk"
     shipped = shipped_lexicon()
-    for word in "dog light running women glasses orange pants tan person idea swim slowly zzz".split():
+    # The last are names of single things, some of them with the form of another word.
+    words = "dog light running women glasses orange pants tan person idea swim slowly zzz london einstein fields marches us"
+    for word in [*words.split(), *shipped_lines("names.txt.gz")]:
         assert lexicon.entry(word) == shipped.entry(word), word
         assert lexicon.noun_lemma(word) == shipped.noun_lemma(word)
     for sentence in SENTENCES:
         assert tag_words(sentence, lexicon) == tag_words(sentence, shipped)
+
+
+@needs_wordnet
+@pytest.mark.slow
+def test_nltks_corpus_and_the_shipped_list_have_the_same_words(nltk_corpus):
+    nltk, shipped = nltk_lexicon(), shipped_lexicon()
+    words = {line.split()[0] for name in ("index.noun", "index.verb", "index.adj", "index.adv") for line in (WORDNET / name).open()}
+    words = [word for word in sorted(words) if wordnet._WORD.fullmatch(word)]
+    assert len(words) > 60_000
+    assert [word for word in words if nltk.entry(word) != shipped.entry(word)] == []
+    assert [word for word in words if nltk.noun_lemma(word) != shipped.noun_lemma(word)] == []
 
 
 def test_without_nltks_corpus_the_shipped_list_is_used(monkeypatch, tmp_path):

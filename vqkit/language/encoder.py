@@ -9,7 +9,7 @@ Source: arXiv 2403.10071 (VQCT): prompts and the text encoder's pooled feature. 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Sequence
+from typing import Iterable, Literal
 
 import torch
 
@@ -31,8 +31,8 @@ class WordVectors:
 
 
 def encode_words(
-    adjectives: Sequence[str],
-    nouns: Sequence[str],
+    adjectives: Iterable[str],
+    nouns: Iterable[str],
     *,
     encoder: str = "minilm",
     features: Features | None = None,
@@ -42,7 +42,7 @@ def encode_words(
     """Vectors of adjectives and nouns from a language model.
 
     Args:
-        adjectives, nouns: words; not both empty.
+        adjectives, nouns: words, each read once; not both empty.
         encoder: "minilm", a model folder, a model hub name, or a file of word vectors.
         features: "pooled", the model's sentence vector of "a photo of {adjective} object" or "a photo of {noun}"; or
             "input", the mean of the model's input embeddings of the word's pieces. Default: "pooled" for CLIP text
@@ -56,39 +56,47 @@ def encode_words(
         WordVectors, on the CPU, detached.
 
     Raises:
-        TypeError: a word is not a string.
-        ValueError: no words; an unknown option or encoder; a word that the encoder does not know (it is named).
+        TypeError: one string in place of words, or a word that is not a string.
+        ValueError: no words; an unknown option or encoder; a word that the encoder does not know (it is named); a model
+            without some of its weights (they are named).
         RuntimeError: a package that the encoder needs is missing and the cache lacks the vectors.
     """
-    words = _checked_texts([*adjectives, *nouns], "words")
+    adjectives, nouns = _checked_texts(adjectives, "adjectives"), _checked_texts(nouns, "nouns")
+    words = adjectives + nouns
+    if not words:
+        raise ValueError("adjectives, nouns: expected at least one word, got none")
     if features not in (None, "input", "pooled"):
         raise ValueError(f'features: expected "input", "pooled" or None, got {features!r}')
     cache = VectorCache(cache_dir)
     model = find_model(encoder, cache)
     features = features or ("pooled" if model.family == "clip" else "input")
-    texts = words
+    texts, kind = words, "input"
     if features == "pooled":
+        # Apart from sentences, whose words nobody checked; texts and count together tell the words that were.
+        kind = f"prompts of {len(adjectives)} adjectives"
         texts = [ADJECTIVE_PROMPT.format(word=word) for word in adjectives] + [NOUN_PROMPT.format(word=word) for word in nouns]
-    vectors = cache.load(model.identity, features, texts)
+    vectors = cache.load(model.identity, kind, texts)
     if vectors is None:
         opened = open_model(model)
         opened.check_words(words)
         vectors = opened.input_vectors(words) if features == "input" else opened.text_vectors(texts)
         _check_finite(vectors, texts, encoder)
-        cache.store(model.identity, features, texts, vectors)
-        cache.note_model(encoder, model.identity, model.family)
+        cache.store(model.identity, kind, texts, vectors)
+    cache.note_model(encoder, model.identity, model.family)
     standardise = features == "input" if standardise is None else standardise
     description = f"{model.label}:{features}" + (":standardised" if standardise else "")
     return WordVectors(standardised(vectors) if standardise else vectors, description)
 
 
-def encode_sentences(sentences: Sequence[str], *, encoder: str = "minilm", cache_dir: str | None = None) -> torch.Tensor:
+def encode_sentences(sentences: Iterable[str], *, encoder: str = "minilm", cache_dir: str | None = None) -> torch.Tensor:
     """Vectors (n, W) float32 of sentences: the pooled feature of a CLIP text encoder, the masked mean of the last hidden
     states of other models, the mean of word vectors of a vector file. Not normalised, on the CPU, detached.
 
     Arguments, caching and errors as in `encode_words`; a vector file that knows no word of a sentence is a ValueError.
     """
     sentences = _checked_texts(sentences, "sentences")
+    if not sentences:
+        raise ValueError("sentences: expected at least one, got none")
     cache = VectorCache(cache_dir)
     model = find_model(encoder, cache)
     vectors = cache.load(model.identity, "pooled", sentences)
@@ -96,7 +104,7 @@ def encode_sentences(sentences: Sequence[str], *, encoder: str = "minilm", cache
         vectors = open_model(model).text_vectors(sentences)
         _check_finite(vectors, sentences, encoder)
         cache.store(model.identity, "pooled", sentences, vectors)
-        cache.note_model(encoder, model.identity, model.family)
+    cache.note_model(encoder, model.identity, model.family)
     return vectors
 
 
@@ -110,12 +118,10 @@ def standardised(vectors: torch.Tensor) -> torch.Tensor:
     return torch.where(constant, 0.0, centred / deviation.masked_fill(constant, 1.0)).to(vectors.dtype)
 
 
-def _checked_texts(texts: Sequence[str], argument: str) -> list[str]:
-    if isinstance(texts, str):
-        raise TypeError(f"{argument}: expected a sequence of strings, got one str")
+def _checked_texts(texts: Iterable[str], argument: str) -> list[str]:
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise TypeError(f"{argument}: expected an iterable of strings, got one {type(texts).__name__}")
     texts = list(texts)
-    if not texts:
-        raise ValueError(f"{argument}: expected at least one, got none")
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"{argument}: expected strings, got {type(text).__name__}")

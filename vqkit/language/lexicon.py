@@ -1,7 +1,8 @@
 """Word lists: which parts of speech a word can have, and how often WordNet's texts use each.
 
 Two lists answer alike: the one shipped with the package (`data/words.txt.gz`, made from WordNet 3.0 by
-`vqkit.language.wordnet`) and NLTK's WordNet corpus, used where its data is installed.
+`vqkit.language.wordnet`) and NLTK's WordNet corpus, used where its data is installed. Nouns that name single things
+only ("london") are no words of either; those that look like plurals ("wales") are listed as names.
 
 Source: WordNet 3.0, Princeton University (data/LICENSE.wordnet); Morphy's rules of detachment, morphy(7WN).
 """
@@ -14,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from typing import Mapping
+from typing import Collection, Mapping
 
 PARTS = "nvar"  # noun, verb, adjective (satellites included), adverb
 
@@ -43,15 +44,22 @@ class Entry:
 
 
 class Lexicon:
-    """A word list: entries by word, and irregular forms by part of speech.
+    """A word list: entries by word, irregular forms by part of speech, and names that are no forms of other nouns.
 
     `source` says where the words come from: "shipped", "nltk", or a dictionary folder.
     """
 
-    def __init__(self, source: str, entries: Mapping[str, Entry], exceptions: Mapping[str, Mapping[str, tuple[str, ...]]]):
+    def __init__(
+        self,
+        source: str,
+        entries: Mapping[str, Entry],
+        exceptions: Mapping[str, Mapping[str, tuple[str, ...]]],
+        names: Collection[str] = frozenset(),
+    ):
         self.source = source
         self._entries = entries
         self._exceptions = exceptions
+        self._names = names
 
     def entry(self, word: str) -> Entry | None:
         """The entry of `word` as it stands (lower case), or None."""
@@ -74,9 +82,10 @@ class Lexicon:
 
         A form that is a noun of its own (pants, stairs, bus) stays, unless WordNet's texts use a base form more than
         three times as often (men -> man, hands -> hand, glasses -> glass): NLTK's lemmatiser, which takes the
-        shortest, turns gas into ga and pants into pant.
+        shortest, turns gas into ga and pants into pant. So does a name (wales, adams), unless its form is a common plural
+        too (fields, parks).
         """
-        bases = self.bases(word, "n") if not word.endswith("ss") else []
+        bases = self.bases(word, "n") if not word.endswith("ss") and word not in self._names else []
         if not bases:
             return word
         base = max(bases, key=lambda candidate: self.count(candidate, "n"))
@@ -134,7 +143,8 @@ def shipped_lines(name: str) -> list[str]:
 @lru_cache(maxsize=1)
 def shipped_lexicon() -> Lexicon:
     """The word list that comes with the package."""
-    return Lexicon("shipped", read_entries(shipped_lines("words.txt.gz")), read_exceptions(shipped_lines("exceptions.txt.gz")))
+    entries, exceptions = read_entries(shipped_lines("words.txt.gz")), read_exceptions(shipped_lines("exceptions.txt.gz"))
+    return Lexicon("shipped", entries, exceptions, frozenset(shipped_lines("names.txt.gz")))
 
 
 class _NltkEntries(dict):
@@ -158,6 +168,8 @@ class _NltkEntries(dict):
         counts, noun_file = {}, -1
         for part in PARTS:
             lemmas = self._corpus.lemmas(word, part)
+            if part == "n" and all(lemma.synset().instance_hypernyms() for lemma in lemmas):
+                continue
             if lemmas:
                 counts[part] = self._uses[word, part]
             if lemmas and part == "n":
@@ -176,7 +188,8 @@ def nltk_lexicon() -> Lexicon | None:
     except LookupError:
         return None
     exceptions = {part: {form: tuple(bases) for form, bases in wordnet._exception_map[part].items()} for part in PARTS}
-    return Lexicon("nltk", _NltkEntries(wordnet), exceptions)
+    # Which names are common plurals too is told by WordNet's texts, read once when the list was made.
+    return Lexicon("nltk", _NltkEntries(wordnet), exceptions, frozenset(shipped_lines("names.txt.gz")))
 
 
 @lru_cache(maxsize=1)

