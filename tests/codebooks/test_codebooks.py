@@ -1,11 +1,14 @@
 """How each codebook learns: the moving average, k-means, dead codes that stay alive, and codes generated from words."""
 
+import copy
+
 import pytest
 import torch
+from torch.func import functional_call
 
 from vqkit.codebooks import EMACodebook, LearnedCodebook, TransferredCodebook
 from vqkit.codebooks.kmeans import kmeans
-from vqkit.codebooks.ranks import draw_latents
+from vqkit.codebooks.ranks import draw_distinct, draw_latents
 from vqkit.ops import Graph
 
 
@@ -63,7 +66,7 @@ def test_kmeans_lowers_the_error_and_keeps_lonely_centres(cosine):
     errors = []
     for iterations in (1, 10):
         torch.manual_seed(5)
-        centres, counts = kmeans(latents, valid, 7, iterations, cosine)
+        centres, counts = kmeans(latents, valid, draw_distinct(latents, valid, 7), iterations, cosine)
         errors.append(float(torch.cdist(latents, centres).amin(-1).square().mean()))
     assert errors[1] <= errors[0] and int(counts.sum()) == 120 and centres.isfinite().all()
     if cosine:
@@ -71,8 +74,90 @@ def test_kmeans_lowers_the_error_and_keeps_lonely_centres(cosine):
 
 
 def test_kmeans_with_fewer_latents_than_codes():
-    centres, counts = kmeans(torch.randn(3, 2), torch.tensor([True, False, True]), 8, 4, False)
+    latents, valid = torch.randn(3, 2), torch.tensor([True, False, True])
+    centres, counts = kmeans(latents, valid, draw_distinct(latents, valid, 8), 4, False)
     assert centres.isfinite().all() and int(counts.sum()) == 2
+
+
+def test_a_start_draws_distinct_valid_latents():
+    latents = torch.arange(10.0)[:, None]
+    valid = latents[:, 0] % 3 == 0
+    draws = [draw_distinct(latents, valid, 3)[:, 0].tolist() for _ in range(30)]
+    assert all(len(set(draw)) == 3 for draw in draws) and {row for draw in draws for row in draw} == {0, 3, 6, 9}
+    assert sorted(draw_distinct(latents, valid, 10)[:, 0].unique(return_counts=True)[1].tolist()) == [2, 2, 3, 3]
+    assert draw_distinct(latents, valid & False, 3) is None and draw_distinct(latents[:0], valid[:0], 3) is None
+
+
+def test_as_many_latents_as_codes_start_one_code_each():
+    codebook = EMACodebook(64, 8, kmeans_init=True)
+    latents = torch.randn(64, 8)
+    codebook.prepare(latents, torch.ones(64, dtype=torch.bool))
+    assert torch.equal(codebook.codes.unique(dim=0), latents.unique(dim=0))
+
+
+def test_a_centre_without_latents_stays():
+    codebook = EMACodebook(64, 8, kmeans_init=True)
+    latents = torch.randn(32, 8) + 3
+    codebook.prepare(latents, torch.ones(32, dtype=torch.bool))
+    started = codebook.codes.clone()
+    assert len(started.unique(dim=0)) == 32
+    indices = torch.cdist(latents, started).argmin(-1)
+    for _ in range(3):
+        codebook.observe(latents, indices)
+        torch.testing.assert_close(codebook.codes, started, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [EMACodebook, LearnedCodebook])
+def test_a_start_waits_for_a_batch_with_valid_rows(kind):
+    codebook = kind(4, 2, kmeans_init=True)
+    before = copy.deepcopy(codebook.state_dict())
+    latents, valid = torch.randn(50, 2) + 9, torch.zeros(50, dtype=torch.bool)
+    for nothing in (slice(0), slice(None)):
+        codebook.prepare(latents[nothing], valid[nothing])
+        assert all(torch.equal(value, before[name]) for name, value in codebook.state_dict().items())
+    codebook.prepare(latents, ~valid)
+    assert codebook.initialised and (codebook.codes > 4).all()
+
+
+def test_a_start_that_came_with_the_buffers_is_not_repeated():
+    """DistributedDataParallel broadcasts the buffers of the one rank that loaded a checkpoint."""
+    codebook = EMACodebook(4, 2, kmeans_init=True)
+    before = codebook.codes.clone()
+    codebook.initialised.fill_(True)
+    codebook.prepare(torch.randn(50, 2), torch.ones(50, dtype=torch.bool))
+    assert torch.equal(codebook.codes, before)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: EMACodebook(4, 2),
+        lambda: EMACodebook(4, 2, kmeans_init=True),
+        lambda: LearnedCodebook(4, 2, kmeans_init=True),
+        lambda: LearnedCodebook(4, 2, threshold_ema_dead_code=2),
+    ],
+)
+def test_a_training_step_leaves_an_earlier_graph_alone(build):
+    codebook = build()
+    latents, weight = torch.randn(20, 2), torch.ones(4, 2, requires_grad=True)
+    codes = codebook.eval()()
+    (codes * weight).sum().backward(retain_graph=True)
+    expected, weight.grad = weight.grad, None
+    kept = (codes * weight).sum()
+    codebook.train().prepare(latents, torch.ones(20, dtype=torch.bool))
+    codebook.observe(latents, torch.zeros(20, dtype=torch.int64))
+    kept.backward()
+    assert torch.equal(weight.grad, expected)
+
+
+@pytest.mark.parametrize("kind", [EMACodebook, LearnedCodebook])
+def test_loading_by_assignment_keeps_float32_statistics(kind):
+    codebook = kind(4, 2)
+    state = {name: value.bfloat16() if value.is_floating_point() else value for name, value in codebook.state_dict().items()}
+    codebook.load_state_dict(state, assign=True)
+    assert {value.dtype for value in codebook.buffers() if value.is_floating_point()} == {torch.float32}
+    assert torch.equal(codebook.cluster_size, state["cluster_size"].float())
+    codebook.observe(torch.randn(9, 2), torch.arange(9) % 4)
 
 
 def test_only_valid_rows_are_drawn():
@@ -132,3 +217,53 @@ def test_transferred_codebook_in_eval_mode_follows_its_parameters():
     codebook.load_state_dict(other.state_dict())
     assert torch.equal(codebook(), other.eval()()), "loading makes the cached codes stale"
     assert codebook.double()().dtype == torch.float64
+
+
+def transferred():
+    return TransferredCodebook(torch.randn(4, 3), Neighbours(), Graph.from_edges([[0, 1], [1, 2]], 4)).eval()
+
+
+def fresh(codebook):
+    with torch.no_grad():
+        return codebook.network(codebook.word_vectors, codebook.graph)
+
+
+@pytest.mark.parametrize("name", ["word_vectors", "graph_weights", "network.linear.bias"])
+def test_transferred_codebook_in_eval_mode_follows_all_it_comes_from(name):
+    codebook = transferred()
+    before = codebook()
+    with torch.no_grad():
+        codebook.state_dict()[name].mul_(3)
+    assert torch.equal(codebook(), fresh(codebook)) and not torch.equal(codebook(), before)
+
+
+def test_transferred_codebook_forgets_when_told():
+    codebook = transferred()
+    for tell in (codebook.eval, lambda: codebook.load_state_dict(codebook.state_dict())):
+        codebook()
+        for parameter in codebook.parameters():
+            parameter.data.mul_(2)
+        tell()
+        assert torch.equal(codebook(), fresh(codebook))
+
+
+def test_transferred_codebook_is_not_misled_by_tensors_that_come_and_go():
+    codebook = transferred()
+    for step in range(50):
+        swapped = {f"network.{name}": torch.full_like(p, 0.1 * step) for name, p in codebook.network.named_parameters()}
+        bare = {name.removeprefix("network."): p for name, p in swapped.items()}
+        with torch.no_grad():
+            expected = functional_call(codebook.network, bare, (codebook.word_vectors, codebook.graph))
+            assert torch.equal(functional_call(codebook, swapped, ()), expected)
+    assert torch.equal(codebook(), fresh(codebook))
+
+
+def test_transferred_codebook_used_in_inference_mode_serves_a_later_backward_pass():
+    codebook = transferred()
+    with torch.inference_mode():
+        codebook()
+        made_there = transferred()
+        assert torch.equal(made_there(), fresh(made_there))
+    weight = torch.ones(4, 2, requires_grad=True)
+    (codebook() * weight).sum().backward()
+    assert torch.equal(weight.grad, codebook())

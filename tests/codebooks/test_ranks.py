@@ -29,7 +29,27 @@ for step, batch in enumerate(batches):
     plain(batch[rank]), early(batch[rank])
     # One rank has nothing to offer at every third step.
     revived(batch[rank], torch.full((40,), not (rank == 1 and step % 3 == 1)))
-save_file({"plain": plain.codes, "early": early.codes, "revived": revived.codes}, f"{sys.argv[1]}/rank{rank}.safetensors")
+# Only the second rank of the second batch has anything to start from, and then only three latents.
+lonely = vqkit.Quantizer(6, 16, kmeans_init=True)
+untouched = lonely.codes.clone()
+lonely(batches[0][rank], torch.zeros(40, dtype=torch.bool))
+torch.testing.assert_close(lonely.codes, untouched)
+assert not lonely.codebook.initialised
+lonely(batches[1][rank] + 5, torch.arange(40) < 3 * rank)
+# A checkpoint that one rank has loaded reaches the other through the wrapper alone.
+loaded = torch.nn.Sequential(torch.nn.Linear(6, 6), vqkit.Quantizer(6, 16, kmeans_init=True))
+if rank == 0:
+    loaded[1].codebook.load_state_dict(early.codebook.state_dict())
+wrapped = torch.nn.parallel.DistributedDataParallel(loaded)
+for batch in batches:
+    wrapped(batch[rank]).loss.backward()
+# Compiled, nothing is known on the host.
+compiled = vqkit.Quantizer(6, 16, kmeans_init=True)
+step = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+step(batches[0][rank], torch.zeros(40, dtype=torch.bool))
+step(batches[1][rank] + 5, torch.arange(40) < 3 * rank)
+found = {"plain": plain, "early": early, "revived": revived, "lonely": lonely, "loaded": loaded[1], "compiled": compiled}
+save_file({name: quantizer.codes for name, quantizer in found.items()}, f"{sys.argv[1]}/rank{rank}.safetensors")
 dist.destroy_process_group()
 """
 
@@ -45,8 +65,10 @@ def test_two_ranks_equal_one(tmp_path):
     alone = vqkit.Quantizer(6, 16, decay=0.9)
     for batch in torch.randn(8, 2, 40, 6, generator=torch.Generator().manual_seed(1)):
         alone(batch.reshape(80, 6))
-    for name in ("plain", "early", "revived"):
+    for name in first:
         assert torch.equal(first[name], second[name]), f"{name}: the ranks' codebooks differ"
     for name in ("plain", "early"):
         torch.testing.assert_close(first[name], alone.codes, rtol=1e-5, atol=1e-6)
+    for name in ("lonely", "compiled"):
+        assert (first[name].norm(dim=-1) > 4).all(), f"{name}: every code starts from the latents of the only rank that has some"
     assert first["revived"].isfinite().all() and len(first["revived"].unique(dim=0)) == 16

@@ -1,12 +1,13 @@
 """Saving and loading: the same bits back, whole files only, and clear words where they do not fit."""
 
+import hashlib
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vqkit.models import Tokenizer, create, from_pretrained, names
+from vqkit.models import Tokenizer, checkpoint, create, from_pretrained, names
 from vqkit.models.vqgan import VQGAN
 from vqkit.models.vqvae import VQVAE
 
@@ -96,19 +97,52 @@ def test_missing_files(build, tmp_path):
         from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', '"vqgan"'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', '"vqgan"', '{"name": ["vqgan"], "config": {}}', '{"name": "vqgan", "config": [1]}'])
 def test_configuration_that_is_none(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json is not a model's configuration"):
         from_pretrained(tmp_path)
 
 
-def test_weights_of_another_save(build, tmp_path):
-    build("vqgan").save_pretrained(tmp_path / "a")
-    build("vqgan", channels=16).save_pretrained(tmp_path / "b")
-    (tmp_path / "a" / "model.safetensors").write_bytes((tmp_path / "b" / "model.safetensors").read_bytes())
+@pytest.mark.parametrize("killed_at", ["model.safetensors", "config.json"])
+def test_a_killed_save_leaves_a_whole_model(build, images, tmp_path, monkeypatch, killed_at):
+    old, new = build("vqgan"), build("vqct")
+    old.save_pretrained(tmp_path)
+    replace = checkpoint._replace
+
+    def killed(path, save):
+        if path.name == killed_at:
+            raise KeyboardInterrupt
+        replace(path, save)
+
+    monkeypatch.setattr(checkpoint, "_replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        new.save_pretrained(tmp_path)
+    found, expected = from_pretrained(tmp_path), old if killed_at == "model.safetensors" else new
+    assert type(found) is type(expected) and found.config == expected.config
+    assert torch.equal(outputs(found, images).reconstruction, outputs(expected, images).reconstruction)
+
+
+def test_weights_are_enough(build, images, tmp_path):
+    model = build("vqct")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert torch.equal(outputs(from_pretrained(tmp_path), images).reconstruction, outputs(model, images).reconstruction)
+
+
+def test_older_files(build, images, tmp_path):
+    model = build("vqgan")
+    model.save_pretrained(tmp_path)
+    file, text = tmp_path / "model.safetensors", (tmp_path / "config.json").read_bytes()
+    for metadata in (None, {"format": "pt", "config_sha256": hashlib.sha256(text).hexdigest()}):
+        save_file(load_file(file), file, metadata=metadata)
+        assert torch.equal(outputs(from_pretrained(tmp_path), images).reconstruction, outputs(model, images).reconstruction)
+    (tmp_path / "config.json").write_bytes(text.replace(b"8", b"16"))
     with pytest.raises(ValueError, match=r"written with another configuration than config\.json"):
-        from_pretrained(tmp_path / "a")
+        from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        from_pretrained(tmp_path)
 
 
 def test_weights_that_do_not_fit(build, tmp_path):
@@ -121,8 +155,14 @@ def test_weights_that_do_not_fit(build, tmp_path):
     save_file(tensors, file)
     with pytest.raises(ValueError, match="3 tensors differ") as caught:
         from_pretrained(tmp_path)
-    for words in ("encoder.conv_in.bias is missing", "extra is unknown", "(3, 4, 3, 3), expected (3, 8, 3, 3)"):
-        assert words in str(caught.value)
+    words = ("encoder.conv_in.bias is missing", "extra is unknown", "(3, 4, 3, 3), expected (3, 8, 3, 3)")
+    assert [part for part in words if part in str(caught.value)] == list(words)
+
+
+def test_differences_are_named_in_the_order_of_the_model():
+    wanted = {name: torch.zeros(2) for name in "hgfedcba"}
+    found = {name: torch.zeros(3) for name in "abcdefgh"}
+    assert [problem[0] for problem in checkpoint._differences(wanted, found)] == list("hgfedcba")
 
 
 def test_damaged_files(build, tmp_path):
@@ -131,8 +171,30 @@ def test_damaged_files(build, tmp_path):
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text('{"name": "vqct", "config": {"channels": 8}}')
-    with pytest.raises(ValueError, match="no 'vocabulary' in it"):
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="folder: .*not a whole safetensors file"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda config: config.update(colour=1), "TypeError: colour: vqct has no such setting"),
+        (lambda config: config.pop("vocabulary"), "ValueError: config: no 'vocabulary' in it"),
+        (lambda config: config["vocabulary"].pop("encoder"), "KeyError: 'encoder'"),
+        (lambda config: config.update(vocabulary=[1]), "TypeError"),
+        (lambda config: config.update(channels="8"), "TypeError"),
+        (lambda config: config["vocabulary"].update(graph_entries=-1), "RuntimeError"),
+    ],
+)
+def test_damaged_configuration(build, tmp_path, damage, words):
+    build("vqct").save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    damage(content["config"])
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    file = tmp_path / "model.safetensors"
+    save_file(load_file(file), file)
+    with pytest.raises(ValueError, match=f"folder: the configuration in .* is not that of a vqct: {words}"):
         from_pretrained(tmp_path)
 
 

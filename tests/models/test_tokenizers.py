@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqkit.models import VQGANConfig, VQVAEConfig, create
+from vqkit.models import VQGANConfig, VQVAEConfig, create, from_pretrained
 from vqkit.models.vqgan import VQGAN
 from vqkit.models.vqvae import VQVAE
 
@@ -11,6 +11,25 @@ from vqkit.models.vqvae import VQVAE
 def flat_codes(model):
     codes = model.quantizer.codes
     return codes if isinstance(codes, tuple) else (codes,)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_decode_of_encode_in_the_dtype_of_the_model(build, quantized_kind, images, dtype, tmp_path):
+    model = build(quantized_kind).to(dtype).eval()
+    model.save_pretrained(tmp_path)
+    for twin in (model, from_pretrained(tmp_path)):
+        with torch.no_grad():
+            expected = twin(images.to(dtype)).reconstruction.clamp(-1, 1)
+            found = twin.decode(twin.encode(images.to(dtype)))
+        assert found.dtype == dtype and torch.equal(found, expected)
+
+
+def test_pictures_that_are_not_finite_have_no_codes(build, quantized_kind, images):
+    model = build(quantized_kind).eval()
+    with torch.no_grad():
+        output = model(images * torch.nan)
+        assert (output.indices == -1).all() and float(output.loss) == 0
+        assert torch.equal(model.decode(output.indices), output.reconstruction.clamp(-1, 1))
 
 
 def test_decode_of_encode_is_the_evaluated_reconstruction(build, quantized_kind, images):

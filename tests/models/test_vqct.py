@@ -107,6 +107,38 @@ def test_codes_are_generated_once_in_eval_mode_and_again_when_they_may_have_chan
         assert len(calls) == 1
 
 
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("kind", ["vqct", "vqct-mlp"])
+def test_compiled_eval_mode_equals_eager(build, images, kind, warm):
+    torch._dynamo.reset()
+    model, eager = build(kind).eval(), build(kind).eval()
+    if warm:
+        model(images)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for factor in (1.0, 1.0, 1.5):
+        with torch.no_grad():
+            for twin in (model, eager):
+                for parameter in twin.quantizer.parameters():
+                    parameter.mul_(factor)
+        found, expected = compiled(images), eager(images)
+        assert torch.equal(found.reconstruction, expected.reconstruction) and torch.equal(found.indices, expected.indices)
+        assert torch.equal(found.loss, expected.loss)
+    indices = model.encode(images)
+    decode = torch.compile(model.decode, fullgraph=True, backend="aot_eager")
+    assert torch.equal(decode(indices), decode(indices)) and torch.equal(decode(indices), eager.decode(indices))
+
+
+def test_inference_mode_leaves_gradients_to_a_later_forward(build, images):
+    model, fresh = build("vqct").eval(), build("vqct").eval()
+    with torch.inference_mode():
+        model(images)
+    for twin in (model, fresh):
+        output = twin(images)
+        (output.loss + output.reconstruction.mean()).backward()
+    gradients = [[p.grad for p in twin.parameters() if p.grad is not None] for twin in (model, fresh)]
+    assert gradients[0] and all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_kept_codes_do_not_carry_autocast_over(build, images):
     model, fresh = build("vqct").eval(), build("vqct").eval()
     with torch.no_grad():
@@ -145,6 +177,7 @@ def test_words_name_the_codes(build, vocabulary, images):
         first, second, noun = indices[picture, 1, 2].tolist()
         assert named[picture][1][2] == [vocabulary.adjectives[first], vocabulary.adjectives[second], vocabulary.nouns[noun]]
     assert model.name_codes(indices[0, 0, 0]) == named[0][0][0]
+    assert model.name_codes(torch.tensor([-1, -1, -1])) == [None, None, None]
     with pytest.raises(ValueError, match="indices: got"):
         model.name_codes(torch.tensor([[0, 1, 9]]))
 

@@ -94,8 +94,30 @@ def test_pth_file_is_read_without_unpickling(seeded, heads, pictures, tmp_path):
     torch.save({f"features.{name}": value for name, value in layers.state_dict().items()}, file)
     torch.testing.assert_close(LPIPS(file, heads)(*pictures), LPIPS(path, heads)(*pictures), rtol=0, atol=0)
     torch.save({"features": nn.ReLU()}, file)
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(ValueError, match="[Ww]eights.only"):
         LPIPS(file, heads)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"hello", lambda whole: whole[: len(whole) // 2]])
+def test_damaged_files(seeded, heads, tmp_path, suffix, damage):
+    file = tmp_path / f"weights{suffix}"
+    state = {"features.0.weight": torch.zeros(64, 3, 3, 3)}
+    save_file(state, file) if suffix == ".safetensors" else torch.save(state, file)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=f"vgg_weights: .*weights{suffix} is damaged or not VGG16"):
+        LPIPS(file, heads)
+    with pytest.raises(ValueError, match=f"heads: .*weights{suffix} is damaged or not the LPIPS"):
+        LPIPS(seeded[1], file)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"lin0.model.1.weight": "no tensor"}])
+def test_files_without_tensors(seeded, heads, tmp_path, content):
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="vgg_weights: "):
+        LPIPS(tmp_path / "weights.pth", heads)
+    with pytest.raises(ValueError, match="heads: "):
+        LPIPS(seeded[1], tmp_path / "weights.pth")
 
 
 def test_files_that_are_missing_or_hold_something_else(seeded, heads, tmp_path, monkeypatch):

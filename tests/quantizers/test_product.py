@@ -64,6 +64,17 @@ def test_round_trip_and_cached_codebook_in_eval_mode():
     assert product.shared_codebook().requires_grad
 
 
+def test_codes_are_those_that_are_searched():
+    parts = [Quantizer(4, 10, codebook=SuppliedCodebook(10, 4), metric="cosine"), Quantizer(4, 6, codebook=SuppliedCodebook(6, 4))]
+    product = ProductQuantizer(parts, halves().shared_codebook).eval()
+    cosine, plain = product.codes
+    torch.testing.assert_close(cosine.norm(dim=-1), torch.ones(10))
+    assert torch.equal(plain, product.shared_codebook()[10:])
+    x = torch.randn(5, 8)
+    indices = product.encode(x)
+    assert torch.equal(product(x).quantized, torch.cat([cosine[indices[:, 0]], plain[indices[:, 1]]], -1))
+
+
 def test_mask_and_compile():
     product = halves()
     x, mask = torch.randn(9, 8), torch.arange(9) < 4
@@ -76,6 +87,8 @@ def test_errors_name_the_argument():
         ProductQuantizer([])
     with pytest.raises(ValueError, match="shared_codebook: expected 10 .*16"):
         ProductQuantizer([Quantizer(4, 10)], shared_codebook=halves().shared_codebook)
+    with pytest.raises(ValueError, match=r"shared_codebook: .*\[4, 5\], got dim=4"):
+        ProductQuantizer([Quantizer(4, 10), Quantizer(5, 6)], shared_codebook=halves().shared_codebook)
     with pytest.raises(ValueError, match=r"quantizers\[0\].*channel_first"):
         ProductQuantizer([Quantizer(4, 10, channel_first=True)])
     with pytest.raises(ValueError, match="x: expected 8 channels"):

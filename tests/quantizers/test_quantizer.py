@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vqkit
-from vqkit.codebooks import LearnedCodebook
+from vqkit.codebooks import EMACodebook, LearnedCodebook, SuppliedCodebook
 
 VARIANTS = {
     "ema": {},
@@ -109,6 +109,28 @@ def test_a_row_that_is_not_finite_does_not_reach_the_codebook(kind):
     assert all(t.isfinite().all() for t in quantizer.state_dict().values())
 
 
+def test_a_row_that_is_not_finite_is_a_masked_row(variant):
+    torch.manual_seed(4)
+    quantizer = vqkit.Quantizer(12, 20, **variant)
+    twin = copy.deepcopy(quantizer)
+    x = torch.randn(50, 12)
+    mask = torch.ones(50, dtype=torch.bool).index_fill_(0, torch.tensor([3, 7, 8]), False)
+    bad = x.clone()
+    bad[3, 1], bad[7, 11], bad[8] = torch.nan, torch.inf, -torch.inf
+    x.requires_grad_(), bad.requires_grad_()
+    states = []
+    for model, rows, keep in ((quantizer, bad, None), (twin, x, mask)):
+        torch.manual_seed(5)
+        result = model(rows, keep)
+        (result.loss + result.quantized.square().sum()).backward()
+        gradients = [rows.grad, *(p.grad for p in model.parameters())]
+        states.append([*result, result.counts, *result.losses.values(), *gradients, *model.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+    assert all(t.isfinite().all() for t in states[0])
+    assert (states[0][1][~mask] == -1).all() and not states[0][0][~mask].any() and not bad.grad[~mask].any()
+    assert torch.equal(quantizer.encode(bad), twin.encode(x, mask))
+
+
 def test_masked_latents_do_not_reach_the_codebook():
     torch.manual_seed(2)
     masked, short = vqkit.Quantizer(6, 5), None
@@ -142,6 +164,38 @@ def test_statistics_stay_float32():
     assert torch.equal(quantizer.codes, reference.codes)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_decode_returns_the_bits_and_the_dtype_of_forward(variant, dtype):
+    quantizer = vqkit.Quantizer(12, 20, **variant).to(dtype).eval()
+    x = torch.randn(30, 12, dtype=dtype)
+    quantized = quantizer(x).quantized
+    decoded = quantizer.decode(quantizer.encode(x))
+    assert decoded.dtype == quantized.dtype == dtype and torch.equal(decoded, quantized)
+
+
+def test_decode_in_another_dtype_and_with_given_codes():
+    quantizer, x = vqkit.Quantizer(12, 20, top_k=3).eval(), torch.randn(30, 12).double()
+    assert torch.equal(quantizer.decode(quantizer.encode(x), dtype=torch.float64), quantizer(x).quantized)
+    supplied, codes = vqkit.Quantizer(12, 20, codebook=SuppliedCodebook(20, 12)).eval(), torch.randn(20, 12).double()
+    assert torch.equal(supplied.decode(supplied.encode(x, codes=codes), codes), supplied(x, codes=codes).quantized)
+
+
+def test_a_single_vector():
+    quantizer = vqkit.Quantizer(8, 16).eval()
+    x = torch.randn(8)
+    quantized, index, _ = quantizer(x)
+    assert torch.equal(quantized, quantizer(x[None]).quantized[0]) and index.ndim == 0
+    assert torch.equal(quantizer.decode(quantizer.encode(x)), quantized)
+
+
+def test_eval_forward_then_training_then_backward():
+    quantizer, x = vqkit.Quantizer(4, 8), torch.randn(20, 4, requires_grad=True)
+    kept = quantizer.eval()(x).loss
+    (expected,) = torch.autograd.grad(quantizer(x).loss, x)
+    quantizer.train()(x)
+    assert torch.equal(torch.autograd.grad(kept, x)[0], expected)
+
+
 def test_autocast_searches_in_float32():
     quantizer = vqkit.Quantizer(8, 500)
     x = torch.randn(200, 8)
@@ -168,6 +222,21 @@ def test_compiles_without_a_graph_break_in_train_and_eval(variant):
             torch.testing.assert_close(a.loss, b.loss)
         assert b.usage > 0
     assert torch.compile(quantizer.eval(), fullgraph=True, backend="aot_eager")(x).loss.isfinite()
+
+
+def test_a_compiled_start_waits_for_valid_rows():
+    torch._dynamo.reset()
+    quantizer = vqkit.Quantizer(4, 8, kmeans_init=True)
+    compiled = torch.compile(quantizer, fullgraph=True, backend="aot_eager")
+    x, before = torch.randn(60, 4) + 9, quantizer.codes.clone()
+    compiled(x, torch.zeros(60, dtype=torch.bool))
+    torch.testing.assert_close(quantizer.codes, before)
+    assert not quantizer.codebook.initialised
+    compiled(x)
+    assert quantizer.codebook.initialised and (quantizer.codes > 4).all()
+    twin = copy.deepcopy(quantizer)
+    compiled(x), twin(x)
+    assert torch.equal(quantizer.codes, twin.codes), "it starts once"
 
 
 def test_state_survives_saving_copying_and_pickling(variant, tmp_path):
@@ -212,6 +281,11 @@ def test_training_finds_the_clusters_and_leaves_no_code_behind():
         (dict(decay=1.0), ValueError, "decay.*1.0"),
         (dict(kmeans_init=True, kmeans_iters=0), ValueError, "kmeans_iters.*0"),
         (dict(threshold_ema_dead_code=-1), ValueError, "threshold_ema_dead_code.*-1"),
+        (dict(codebook=EMACodebook(5, 6), decay=0.9), ValueError, "decay: .*beside a EMACodebook.*0.9"),
+        (dict(codebook=EMACodebook(5, 6), kmeans_init=True), ValueError, "kmeans_init: .*EMACodebook"),
+        (dict(codebook=SuppliedCodebook(5, 6), threshold_ema_dead_code=1), ValueError, "threshold_ema_dead_code: .*SuppliedCodebook"),
+        (dict(codebook=EMACodebook(5, 6), metric="cosine"), ValueError, "codebook: .*cosine=True.*got cosine=False"),
+        (dict(codebook=EMACodebook(5, 6, cosine=True)), ValueError, "codebook: .*cosine=False.*got cosine=True"),
     ],
 )
 def test_constructor_errors_name_the_argument(change, error, words):
@@ -228,4 +302,18 @@ def test_call_errors_name_the_argument_and_change_nothing():
         quantizer(torch.zeros(3, 6, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"mask: .*\(3,\).*\(2,\)"):
         quantizer(torch.randn(3, 6), torch.ones(2, dtype=torch.bool))
+    for call in (quantizer, quantizer.encode):
+        with pytest.raises(ValueError, match=r"codes: .*\(5, 6\), got \(4, 6\)"):
+            call(torch.randn(3, 6), codes=torch.randn(4, 6))
+    with pytest.raises(ValueError, match=r"codes: .*\(5, 6\), got \(5, 7\)"):
+        quantizer.decode(torch.zeros(3, dtype=torch.int64), torch.randn(5, 7))
     assert all(torch.equal(a, b) for a, b in zip(before.values(), quantizer.state_dict().values()))
+
+
+def test_a_dtype_that_the_projection_does_not_take_names_x():
+    quantizer, x = vqkit.Quantizer(6, 5, codebook_dim=3), torch.randn(4, 6).bfloat16()
+    with pytest.raises(ValueError, match="x: expected torch.float32 as project_in, or autocast, got torch.bfloat16"):
+        quantizer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert quantizer(x).loss.isfinite()
+        assert torch.compile(quantizer, fullgraph=True, backend="aot_eager")(x).loss.isfinite()

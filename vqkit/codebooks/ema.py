@@ -29,12 +29,14 @@ class EMACodebook(StoredCodebook):
         self.register_buffer("embed_sum", codes.clone())
 
     def forward(self) -> Tensor:
-        # ``observe`` writes the codes in place while the backward pass still needs the ones it used.
-        return self.codes.clone() if self.training else self.codes
+        # A training step writes the codes in place while a backward pass, also one of eval mode, still needs those it used.
+        return self.codes.clone() if self.training or torch.is_grad_enabled() else self.codes
 
-    def _restart(self, centres: Tensor, counts: Tensor) -> None:
-        super()._restart(centres, counts)
-        self.embed_sum.copy_(centres * counts[:, None])
+    def _restart(self, centres: Tensor, counts: Tensor, start: Tensor) -> None:
+        # A centre without latents has one for a start: from an average of nothing its code would come back as the origin.
+        counts = counts.clamp(min=1)
+        super()._restart(centres, counts, start)
+        self.embed_sum.copy_((centres * counts[:, None]).to(self.embed_sum.dtype).where(start, self.embed_sum))
 
     def _learn(self, sums: Tensor) -> None:
         ema_update(self.embed_sum, sums, self.decay)

@@ -22,8 +22,9 @@ class LearnedCodebook(StoredCodebook):
         self.codes = nn.Parameter(torch.empty(size, dim).uniform_(-1 / size, 1 / size))
 
     def forward(self) -> Tensor:
-        # A replacement writes the parameter in place while the backward pass still needs the codes it used.
-        return self.codes.clone() if self.training and self.threshold_ema_dead_code else self.codes
+        # A start or a replacement writes the parameter in place while a backward pass still needs the codes it used.
+        written = self.threshold_ema_dead_code or self._awaits_start
+        return self.codes.clone() if written and (self.training or torch.is_grad_enabled()) else self.codes
 
     def observe(self, latents: Tensor, indices: Tensor) -> None:
         if self.threshold_ema_dead_code:

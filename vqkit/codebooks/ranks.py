@@ -21,6 +21,30 @@ def sum_over_ranks(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.view_as(tensor) for part, tensor in zip(flat.split([t.numel() for t in tensors]), tensors))
 
 
+def draw_distinct(latents: Tensor, valid: Tensor, count: int) -> Tensor | None:
+    """``count`` latents drawn at random from those of all ranks, the same on every rank; None where no rank has a valid one.
+
+    latents: (N, D).  valid: (N,) bool, the rows that may be drawn.
+    Returns (count, D), drawn without replacement; where there are fewer latents, each as often as any other, to within one.
+    Draws from torch's default generator of the device, on the first rank; waits for the device. The shapes of what the ranks
+    share do not depend on the data.
+    """
+    rank, ranks = world()
+    numbers = torch.zeros(ranks, dtype=torch.int64, device=latents.device)
+    numbers[rank] = valid.sum()
+    (numbers,) = sum_over_ranks(numbers)
+    ends = numbers.cumsum(0)
+    total = int(ends[-1])
+    if total == 0:
+        return None
+    drawn = torch.randperm(total, device=latents.device).repeat(-(-count // total))[:count]
+    (drawn,) = sum_over_ranks(drawn * (rank == 0))
+    mine = torch.searchsorted(ends, drawn, right=True) == rank
+    rows = latents.new_zeros(count, latents.shape[1])
+    rows[mine] = latents[valid][drawn[mine] - (ends - numbers)[rank]]
+    return sum_over_ranks(rows)[0]
+
+
 def draw_latents(latents: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """This rank's share of ``count`` latents drawn at random, with replacement, from all ranks; sum over ranks to get all.
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vqkit.codebooks.codebook import Codebook
-from vqkit.codebooks.kmeans import kmeans
+from vqkit.codebooks.kmeans import kmeans_start
 from vqkit.codebooks.ranks import draw_latents, sum_over_ranks
 from vqkit.ops import code_statistics, ema_update
 
@@ -14,12 +14,14 @@ class StoredCodebook(Codebook):
 
     size, dim: K and the length of a code.
     decay: of the running code use ``cluster_size`` (K,), in latents a step.
-    kmeans_init: the first training batch sets the codes to its k-means centres, after ``kmeans_iters`` iterations.
+    kmeans_init: the first training batch in which any rank has a valid latent sets the codes to its k-means centres, after
+        ``kmeans_iters`` iterations from distinct latents.
     threshold_ema_dead_code: a code whose running use is below this is replaced by a latent of the batch. 0: never.
     cosine: the quantizer looks at directions only (it projects the codes to the unit sphere), so k-means is spherical.
 
     Statistics stay in float32 whatever ``.to(dtype)`` asks for. All ranks hold the same codes and agree on replacements;
-    the collectives do not depend on the data. Random draws come from torch's default generator.
+    the collectives do not depend on the data. Random draws come from torch's default generator. A step waits for the device
+    only while the k-means start is to come; a compiled one also from then until the next call of ``train`` or ``eval``.
     """
 
     codes: Tensor
@@ -48,16 +50,18 @@ class StoredCodebook(Codebook):
         self.cosine = cosine
         self.register_buffer("cluster_size", torch.ones(size))
         self.register_buffer("initialised", torch.tensor(not kmeans_init))
-        # The same as the buffer, on the host, so that no step waits for the device.
+        # False where the buffer is known to be True, so that no step waits for the device. It may lag behind the buffer, which
+        # other ranks broadcast and compiled steps write.
         self._awaits_start = kmeans_init
 
     @torch.no_grad()
     def prepare(self, latents: Tensor, valid: Tensor) -> None:
         if self._awaits_start:
-            centres, counts = kmeans(latents, valid, self.size, self.kmeans_iters, self.cosine)
-            self._restart(centres, counts)
-            self.initialised.fill_(True)
-            self._awaits_start = False
+            found = kmeans_start(latents, valid, self.initialised, self.size, self.kmeans_iters, self.cosine)
+            self._restart(*found)
+            self.initialised.logical_or_(found[-1])
+            if not torch.compiler.is_compiling():
+                self._awaits_start = not bool(self.initialised)
 
     @torch.no_grad()
     def observe(self, latents: Tensor, indices: Tensor) -> None:
@@ -72,10 +76,10 @@ class StoredCodebook(Codebook):
             rows, drawn = replacements
             self._replace((self.cluster_size < self.threshold_ema_dead_code) & (drawn > 0), rows)
 
-    def _restart(self, centres: Tensor, counts: Tensor) -> None:
-        """Begin again from these codes, (K, dim), and how many latents chose each, (K,)."""
-        self.codes.copy_(centres)
-        self.cluster_size.copy_(counts)
+    def _restart(self, centres: Tensor, counts: Tensor, start: Tensor) -> None:
+        """Where start, () bool, begin again from these codes, (K, dim), and how many latents chose each, (K,)."""
+        self.codes.copy_(centres.to(self.codes.dtype).where(start, self.codes))
+        self.cluster_size.copy_(counts.to(self.cluster_size.dtype).where(start, self.cluster_size))
 
     def _learn(self, sums: Tensor) -> None:
         """Learn from the sums (K, dim) of the latents that chose each code, over all ranks."""
@@ -85,8 +89,16 @@ class StoredCodebook(Codebook):
         self.codes.copy_(rows.to(self.codes.dtype).where(dead[:, None], self.codes))
         self.cluster_size.masked_fill_(dead, self.threshold_ema_dead_code)
 
+    def train(self, mode: bool = True):
+        if self._awaits_start and not self.initialised.is_meta:
+            self._awaits_start = not bool(self.initialised)
+        return super().train(mode)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()}
+
     def _apply(self, fn, recurse=True):
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None and buffer.is_floating_point()}
+        kept = self._statistics()
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
             if self._buffers[name].dtype != buffer.dtype:
@@ -94,7 +106,11 @@ class StoredCodebook(Codebook):
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        kept = self._statistics()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        # assign=True puts the tensors of the state in the place of the buffers.
+        for name, buffer in kept.items():
+            self._buffers[name] = self._buffers[name].to(buffer.dtype)
         if f"{prefix}initialised" in state_dict:
             self._awaits_start = not bool(state_dict[f"{prefix}initialised"])
 

@@ -17,7 +17,10 @@ class TransferredCodebook(Codebook):
         graph: relations between the words, or None for a network that uses none.
 
     In training the whole codebook is generated at each step, with the network's own dropout. In eval mode it is constant:
-    generated once, without gradient and outside autocast, and again only after the network's parameters or its device have changed.
+    generated once, without gradient and outside autocast, kept, and generated again after a parameter or a buffer was replaced or
+    written in place, after ``train``, ``eval`` or ``load_state_dict``, or on another device or in another dtype. Writes through
+    ``.data`` are not seen, nor are any to tensors made under ``torch.inference_mode``: call ``eval`` after them. A compiled,
+    exported or captured (CUDA graph) forward generates the codebook at every call.
 
     Source: Zhang et al. 2024 (arXiv 2403.10071), section 3.3.
     """
@@ -35,8 +38,8 @@ class TransferredCodebook(Codebook):
         for name in ("offsets", "neighbours", "weights"):
             self.register_buffer(f"graph_{name}", None if graph is None else getattr(graph, name).clone())
         self.symmetric = graph is not None and graph.symmetric
-        self._generated: Tensor | None = None
-        self._generated_from: tuple | None = None
+        # The codes of eval mode, and every tensor that they come from with its version.
+        self._generated: tuple[Tensor, list[tuple[Tensor, int | None]]] | None = None
 
     @property
     def graph(self) -> Graph | None:
@@ -48,12 +51,16 @@ class TransferredCodebook(Codebook):
     def forward(self) -> Tensor:
         if self.training:
             return self._generate()
-        state = tuple((id(p), p._version) for p in self.network.parameters())
-        if self._generated is None or self._generated_from != state:
+        # A graph could neither see a change nor own what is kept for others.
+        if torch.compiler.is_compiling() or (self.word_vectors.is_cuda and torch.cuda.is_current_stream_capturing()):
             with torch.no_grad():
-                self._generated = self._generate()
-            self._generated_from = state
-        return self._generated
+                return self._generate()
+        sources = [(tensor, _version(tensor)) for tensor in (*self.parameters(), *self.buffers())]
+        if self._generated is None or not _same(sources, self._generated[1]):
+            # Codes made in inference mode could not be saved for a later backward pass.
+            with torch.inference_mode(False), torch.no_grad():
+                self._generated = self._generate(), sources
+        return self._generated[0]
 
     def _generate(self) -> Tensor:
         # Codes are compared in float32 or better; and a kept codebook must not depend on who asked first.
@@ -67,3 +74,17 @@ class TransferredCodebook(Codebook):
     def _apply(self, fn, recurse=True):
         self._generated = None
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self._generated = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def _same(sources: list[tuple[Tensor, int | None]], earlier: list[tuple[Tensor, int | None]]) -> bool:
+    # The tensors themselves are compared: an id may be that of an earlier one that is gone.
+    return len(sources) == len(earlier) and all(a is b and v == w for (a, v), (b, w) in zip(sources, earlier))
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often it was written in place; inference tensors do not count."""
+    return None if tensor.is_inference() else tensor._version

@@ -35,7 +35,7 @@ def create(name: str, **config) -> Tokenizer:
 def from_pretrained(folder: str | os.PathLike) -> Tokenizer:
     """The tokenizer that `save_pretrained` wrote into a folder, in eval mode, on the CPU, with the dtypes it was saved in.
 
-    Raises FileNotFoundError where a file is missing; ValueError where the files do not fit one another or the model.
+    Raises FileNotFoundError where a file is missing; ValueError where one is damaged or does not fit the model.
     """
     name, config = read_config(folder)
     return _find(name).load(folder, config)

@@ -48,7 +48,7 @@ class Tokenizer(nn.Module):
         codebook_sizes: K of each part; selections: how many codes each part selects a position, and averages.
         loss_weights: by the names of `TokenizerOutput.losses`.
 
-    `decode(encode(x))` equals the eval-mode `forward(x).reconstruction`, clamped to [-1, 1].
+    `decode(encode(x))` equals the eval-mode `forward(x).reconstruction`, clamped to [-1, 1], for x of the model's dtype.
     """
 
     name: ClassVar[str]
@@ -138,14 +138,19 @@ class Tokenizer(nn.Module):
         """
         quantizer = self._required_quantizer()
         self._check_indices(indices)
-        return self.decoder(self.from_codes(quantizer.decode(indices))).clamp(-1, 1)
+        # what `to_codes` gives the quantizer, and the quantizer gives back
+        dtype = next(self.to_codes.parameters()).dtype
+        return self.decoder(self.from_codes(quantizer.decode(indices, dtype=dtype))).clamp(-1, 1)
 
     def count_codes(self, indices: Tensor) -> list[Tensor]:
         """How often each code was selected: one int64 (K,) a part; see `vqkit.metrics.count_codes`."""
         return count_codes(indices, self.codebook_sizes, self.selections) if self.quantizer is not None else []
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write `config.json` and `model.safetensors`; each replaces an earlier one in one step."""
+        """Write `model.safetensors`, which is all that loading needs, and `config.json`, the copy of its configuration to read.
+
+        Each replaces an earlier one in one step.
+        """
         checkpoint.write(folder, self.name, self.config, self)
 
     @classmethod
@@ -159,9 +164,14 @@ class Tokenizer(nn.Module):
     @classmethod
     def load(cls, folder: str | os.PathLike, config: dict[str, Any]) -> Self:
         """The model of a folder whose configuration was read already."""
-        # the weights that are drawn here are thrown away: leave the caller's random numbers alone
-        with torch.random.fork_rng(devices=[]):
-            model = cls.from_config(config)
+        try:
+            # the weights that are drawn here are thrown away: leave the caller's random numbers alone
+            with torch.random.fork_rng(devices=[]):
+                model = cls.from_config(config)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"folder: the configuration in {os.fspath(folder)} is not that of a {cls.name}: {type(error).__name__}: {error}"
+            ) from error
         checkpoint.read_weights(folder, model)
         return model.eval()
 

@@ -168,7 +168,7 @@ class VQCT(Tokenizer):
     def name_codes(self, indices: Tensor) -> list:
         """The words of indices (..., S): nested lists of the leading shape, with S words at each position.
 
-        Of S = 3 the first two are adjectives, the third is a noun.
+        Of S = 3 the first two are adjectives, the third is a noun. -1, a position left out, is named None.
         Raises ValueError where the last dimension is not S, or an index is outside its part.
         """
         self.count_codes(indices)
@@ -177,6 +177,6 @@ class VQCT(Tokenizer):
         def named(nested: list, depth: int) -> list:
             if depth > 1:
                 return [named(item, depth - 1) for item in nested]
-            return [words[index] for words, index in zip(columns, nested, strict=True)]
+            return [words[index] if index >= 0 else None for words, index in zip(columns, nested, strict=True)]
 
         return named(indices.tolist(), indices.dim())

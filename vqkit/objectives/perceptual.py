@@ -70,8 +70,8 @@ class LPIPS(nn.Module):
             the file that an installed torchmetrics ships.
 
     Call: reconstruction, images (B, 3, H, W) in [-1, 1] with sides of at least 16 -> (B,) distances, float32.
-    Raises MissingWeights (a FileNotFoundError) naming the file that is not there; ValueError where a file holds
-    something else, or the pictures have another shape.
+    Raises MissingWeights (a FileNotFoundError) naming the file that is not there; ValueError where a file is damaged or
+    holds something else, or the pictures have another shape.
     Source: arXiv 1801.03924, equation 1, and its published weights.
     """
 
@@ -131,9 +131,14 @@ def _shipped_heads() -> Path:
 def _read(path: Path, argument: str, content: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise MissingWeights(f"{argument}: no file at {path}; expected {content}, as .safetensors or .pth")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    # reading damaged bytes raises almost anything
+    except Exception as error:
+        raise ValueError(f"{argument}: {path} is damaged or not {content}: {type(error).__name__}: {error}") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{argument}: {path} is not {content}: it holds a {type(state).__name__}")
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _load(module: nn.Module, path: Path, content: str) -> None:

@@ -34,6 +34,9 @@ class ProductQuantizer(nn.Module):
         sizes = [quantizer.codebook_size for quantizer in quantizers]
         if shared_codebook is not None and shared_codebook.size != sum(sizes):
             raise ValueError(f"shared_codebook: expected {sum(sizes)} codes for parts of {sizes}, got {shared_codebook.size}")
+        lengths = [quantizer.codebook_dim for quantizer in quantizers]
+        if shared_codebook is not None and set(lengths) != {shared_codebook.dim}:
+            raise ValueError(f"shared_codebook: expected codes as long as those of the parts, {lengths}, got dim={shared_codebook.dim}")
         self.quantizers = nn.ModuleList(quantizers)
         self.shared_codebook = shared_codebook
         self.channel_first = channel_first
@@ -54,8 +57,8 @@ class ProductQuantizer(nn.Module):
 
     @property
     def codes(self) -> tuple[Tensor, ...]:
-        """The codes of each part as they are now."""
-        return tuple(quantizer.codes if codes is None else codes for quantizer, codes in zip(self.quantizers, self._codes()))
+        """The codes of each part as they are now, as ``Quantizer.codes``."""
+        return tuple(quantizer.resolve_codes(codes) for quantizer, codes in zip(self.quantizers, self._codes()))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
         """Quantize every part of ``x``; arguments and result as in ``Quantizer.forward``.
@@ -79,13 +82,13 @@ class ProductQuantizer(nn.Module):
         found = [q.encode(piece, mask, codes) for q, piece, codes in zip(self.quantizers, self._pieces(x), self._codes())]
         return torch.cat([self._columns(indices, q) for indices, q in zip(found, self.quantizers)], -1)
 
-    def decode(self, indices: Tensor) -> Tensor:
-        """The vectors of these indices (..., S), in the layout of ``x``."""
+    def decode(self, indices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The vectors of these indices (..., S), in the layout of ``x``; ``dtype`` as in ``Quantizer.decode``."""
         if indices.shape[-1:] != (sum(self.selections),):
             raise ValueError(f"indices: expected a last dimension of {sum(self.selections)}, got shape {tuple(indices.shape)}")
         columns = indices.split(self.selections, -1)
         vectors = [
-            q.decode(part if q.top_k > 1 else part.squeeze(-1), codes)
+            q.decode(part if q.top_k > 1 else part.squeeze(-1), codes, dtype)
             for q, part, codes in zip(self.quantizers, columns, self._codes())
         ]
         joined = torch.cat(vectors, -1)

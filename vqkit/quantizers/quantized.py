@@ -1,5 +1,8 @@
 """What a quantizer returns: a triple to unpack, with more to look at."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -16,6 +19,9 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.special.entr(share).sum().exp()
 
 
+_UNGIVEN: Any = object()
+
+
 class Quantized(tuple):
     """``quantized, indices, loss = quantizer(x)``, and by name:
 
@@ -24,17 +30,22 @@ class Quantized(tuple):
     counts: (K,) int64, how often each code was selected in this batch on this rank.
     usage, perplexity: () of these counts, on the device, computed when asked for.
     parts: the result of each part of a product, () for a single quantizer.
+
+    ``Quantized(iterable of three)`` is how wrappers, copy and pickle rebuild a tuple. copy and pickle keep the rest; for wrappers that
+    know only tuples, such as FSDP1, losses and counts are then None.
     """
 
     def __new__(
         cls,
-        quantized: Tensor,
-        indices: Tensor,
-        loss: Tensor,
-        losses: dict[str, Tensor],
-        counts: Tensor | None,
+        quantized: Tensor | Iterable[Tensor],
+        indices: Tensor = _UNGIVEN,
+        loss: Tensor = _UNGIVEN,
+        losses: dict[str, Tensor] | None = None,
+        counts: Tensor | None = None,
         parts: "tuple[Quantized, ...]" = (),
     ):
+        if indices is _UNGIVEN:
+            quantized, indices, loss = quantized
         self = super().__new__(cls, (quantized, indices, loss))
         self.losses = losses
         self.counts = counts
