@@ -61,8 +61,9 @@ class CMakeBuild(build_ext):
                 raise BuildFailure("VQKIT_NATIVE=0 was set when vqkit was installed")
             self.build_native(package, Path(self.build_temp).resolve() / "native")
         except BuildFailure as failure:
-            if wanted == "1":
-                raise SystemExit(f"VQKIT_NATIVE=1, but the native module was not built: {failure}") from failure
+            # who demands CUDA demands the module that holds it
+            if demanded := [name for name in ("VQKIT_NATIVE", "VQKIT_CUDA") if choice(name) == "1"]:
+                raise SystemExit(f"{demanded[0]}=1, but the native module was not built: {failure}") from failure
             for stale in package.glob("_native*.so"):
                 stale.unlink()
             reason.write_text(f"{failure}\n")

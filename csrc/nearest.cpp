@@ -295,7 +295,8 @@ class Search {
     const T* c = code(index);
     if (!p.cosine) return -tile.squared_distance(x, c, p.dim);
     const double length = std::sqrt(tile.dot(c, c, p.dim));
-    return length > 0.0 ? tile.dot(x, c, p.dim) / length : 0.0;
+    // a code with NaN or inf has score NaN
+    return length == 0.0 ? 0.0 : tile.dot(x, c, p.dim) / length;
   }
 
   // 2e: how far a score may be above the exact one

@@ -166,6 +166,22 @@ void pack_rows(int r, const T* const* rows, const T* centre, const double* facto
   }
 }
 
+// a quad of coordinates of each of four codes -> the four codes of each coordinate
+template <class V>
+inline __attribute__((always_inline)) void transpose(const V& a, const V& b, const V& c, const V& e, V (&columns)[4]) {
+#if defined(__clang__) || __GNUC__ >= 12
+  const auto ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const auto ce_low = __builtin_shufflevector(c, e, 0, 4, 1, 5), ce_high = __builtin_shufflevector(c, e, 2, 6, 3, 7);
+  columns[0] = __builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5);
+  columns[1] = __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7);
+  columns[2] = __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5);
+  columns[3] = __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7);
+#else
+  // GCC 11 has no __builtin_shufflevector
+  for (int i = 0; i < 4; ++i) columns[i] = V{a[i], b[i], c[i], e[i]};
+#endif
+}
+
 template <class T>
 void pack_codes(const T* const* codes, const T* centre, const double* factors, std::int64_t dim, T* panel) {
   constexpr int width = panel_width<T>;
@@ -181,11 +197,8 @@ void pack_codes(const T* const* codes, const T* centre, const double* factors, s
         Quad<T>::read(codes[j + 1] + d, centre + d, factor(j + 1), b);
         Quad<T>::read(codes[j + 2] + d, centre + d, factor(j + 2), c);
         Quad<T>::read(codes[j + 3] + d, centre + d, factor(j + 3), e);
-        const auto ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-        const auto ce_low = __builtin_shufflevector(c, e, 0, 4, 1, 5), ce_high = __builtin_shufflevector(c, e, 2, 6, 3, 7);
-        const typename Quad<T>::type columns[4] = {
-            __builtin_shufflevector(ab_low, ce_low, 0, 1, 4, 5), __builtin_shufflevector(ab_low, ce_low, 2, 3, 6, 7),
-            __builtin_shufflevector(ab_high, ce_high, 0, 1, 4, 5), __builtin_shufflevector(ab_high, ce_high, 2, 3, 6, 7)};
+        typename Quad<T>::type columns[4];
+        transpose(a, b, c, e, columns);
         for (int i = 0; i < 4; ++i) std::memcpy(panel + (d + i) * width + j, &columns[i], sizeof columns[i]);
       }
     }

@@ -65,8 +65,11 @@ def report() -> str:
     lines = [f"vqkit {vqkit.__version__}, Python {platform.python_version()}, {platform.platform()}", "", "packages"]
     lines += [f"    {package:<22}{_version(package)}" for package in _PACKAGES]
     lines += ["", "native module"] + [f"    {name:<22}{value}" for name, value in native.items() if value not in ("", None)]
-    if request := vqkit.backend.requested():
-        lines += ["", f"VQKIT_BACKEND asks for {request!r}: other backends are not used, whatever they could do"]
+    try:
+        if request := vqkit.backend.requested():
+            lines += ["", f"VQKIT_BACKEND asks for {request!r}: other backends are not used, whatever they could do"]
+    except vqkit.backend.BackendError as error:
+        lines += ["", f"no operator computes: {error}"]
     for device in _devices():
         lines += ["", f"{device}: {device_line(device)}"]
         for stem in _STEMS:

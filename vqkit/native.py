@@ -56,16 +56,25 @@ def _function(name: str, dtype: torch.dtype):
     return getattr(_native, f"{name}_{'double' if dtype == torch.float64 else 'float'}")
 
 
-def _check(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if reason := rejects(tensor):
-            raise RuntimeError(f"{name}: {reason}")
-        _check_contiguous(name, tensor)
+def _check(name: str, tensor: Tensor, *shape: int | None) -> None:
+    """Raise unless the tensor is one to compute on, of this shape (None: any size)."""
+    if reason := rejects(tensor):
+        raise RuntimeError(f"{name}: {reason}")
+    _check_layout(name, tensor, *shape)
 
 
-def _check_contiguous(name: str, tensor: Tensor) -> None:
+def _check_integers(name: str, tensor: Tensor, *shape: int | None) -> None:
+    _check(name, tensor, *shape)
+    if tensor.dtype != torch.int64:
+        raise TypeError(f"{name}: expected int64, got {tensor.dtype}")
+
+
+def _check_layout(name: str, tensor: Tensor, *shape: int | None) -> None:
     if not tensor.is_contiguous():
         raise ValueError(f"{name}: expected a contiguous tensor, got strides {tuple(tensor.stride())} for shape {tuple(tensor.shape)}")
+    if tensor.ndim != len(shape) or any(wanted not in (None, size) for size, wanted in zip(tensor.shape, shape)):
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: expected shape ({expected}), got {tuple(tensor.shape)}")
 
 
 def _check_ranks(codes: Tensor, k: int) -> None:
@@ -87,7 +96,8 @@ def nearest_codes(latents: Tensor, codes: Tensor, k: int, cosine: bool, exact: b
     to the lowest index; else by a float32 score (float64 for float64), ties to the lowest index. A row with NaN or inf gets indices 0..k-1 at distance
     NaN; a code with NaN or inf comes after every finite one, at distance inf. Under cosine a zero vector has similarity 0 with all.
     """
-    _check(latents=latents, codes=codes)
+    _check("latents", latents, None, None)
+    _check("codes", codes, None, latents.shape[1])
     _check_ranks(codes, k)
     dtype = _computed(latents.dtype)
     latents, codes = latents.to(dtype), codes.to(dtype)
@@ -107,7 +117,7 @@ def straight_through(latents: Tensor, codes: Tensor, indices: Tensor) -> tuple[T
     where masked; and error (), float32 (float64 for float64), the mean of (latents - quantized)^2 over the unmasked rows, added in
     float64. Raises IndexError for an index outside [0, K).
     """
-    _check(latents=latents, codes=codes, indices=indices)
+    _check_selection(latents, codes, indices)
     dtype = _computed(latents.dtype)
     wide, codes = latents.to(dtype), codes.to(dtype)
     quantized = torch.empty_like(wide)
@@ -116,22 +126,33 @@ def straight_through(latents: Tensor, codes: Tensor, indices: Tensor) -> tuple[T
 
 
 def straight_through_backward(
-    latents: Tensor, codes: Tensor, indices: Tensor, grad_quantized: Tensor, grad_commitment: Tensor, grad_codebook: Tensor, rotation: bool
+    latents: Tensor, codes: Tensor, indices: Tensor, grad_quantized: Tensor, grad_commitment: Tensor, grad_codebook: Tensor, rotation: bool,
+    codes_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of ``straight_through`` towards latents (N, D) and codes (K, D), in their dtypes.
 
     grad_latents = grad_quantized, or R^T grad_quantized with ``rotation`` (arXiv 2410.06424), + grad_commitment * 2/M (latents - quantized);
-    grad_codes[k] = sum over the entries that hold k of grad_codebook * 2/(M T) (quantized - latents), M the elements of unmasked rows.
+    grad_codes[k] = sum over the entries that hold k of grad_codebook * 2/(M T) (quantized - latents), M the elements of unmasked rows;
+    0 without ``codes_gradient``.
     """
-    _check(latents=latents, codes=codes, indices=indices, grad_quantized=grad_quantized)
+    _check_selection(latents, codes, indices)
+    _check("grad_quantized", grad_quantized, *latents.shape)
     dtype = _computed(latents.dtype)
     wide, wide_codes, grad = latents.to(dtype), codes.to(dtype), grad_quantized.to(dtype)
     grad_latents, grad_codes = torch.empty_like(wide), torch.empty_like(wide_codes)
     _function("straight_through_backward", dtype)(
-        *_selection(wide, wide_codes, indices), grad.data_ptr(), float(grad_commitment), float(grad_codebook), rotation,
+        *_selection(wide, wide_codes, indices), grad.data_ptr(), float(grad_commitment), float(grad_codebook) if codes_gradient else 0.0, rotation,
         grad_latents.data_ptr(), grad_codes.data_ptr(),
     )
     return grad_latents.to(latents.dtype), grad_codes.to(codes.dtype)
+
+
+def _check_selection(latents: Tensor, codes: Tensor, indices: Tensor) -> None:
+    _check("latents", latents, None, None)
+    _check("codes", codes, None, latents.shape[1])
+    _check_integers("indices", indices, latents.shape[0], None)
+    if indices.shape[1] == 0:
+        raise ValueError("indices: expected at least one code a latent, got a last dimension of 0")
 
 
 def _selection(latents: Tensor, codes: Tensor, indices: Tensor) -> tuple[int, ...]:
@@ -147,7 +168,8 @@ def code_statistics(latents: Tensor, indices: Tensor, codebook_size: int) -> tup
     latents (N, D), indices (N,) int64 with -1 where masked. Returns sums (K, D), float32 (float64 for float64), added in float64 in
     ascending order of the rows and rounded once; and counts (K,) int64. Raises IndexError for an index outside [0, K).
     """
-    _check(latents=latents, indices=indices)
+    _check("latents", latents, None, None)
+    _check_integers("indices", indices, latents.shape[0])
     dtype = _computed(latents.dtype)
     latents = latents.to(dtype)
     sums = torch.empty(codebook_size, latents.shape[1], dtype=dtype)
@@ -165,7 +187,10 @@ def aggregate(offsets: Tensor, neighbours: Tensor, weights: Tensor, features: Te
     offsets (V + 1,) and neighbours (E,) int64, weights (E,), features (U, F). Returns (V, F) in the features' dtype; edges are added in order.
     Raises IndexError for offsets that do not ascend from 0 to E and neighbours outside [0, U).
     """
-    _check(offsets=offsets, neighbours=neighbours, weights=weights, features=features)
+    _check_integers("offsets", offsets, None)
+    _check_integers("neighbours", neighbours, None)
+    _check("weights", weights, neighbours.shape[0])
+    _check("features", features, None, None)
     dtype = _computed(features.dtype)
     wide, weights = features.to(dtype), weights.to(dtype)
     out = torch.empty(offsets.shape[0] - 1, features.shape[1], dtype=dtype)
@@ -204,9 +229,11 @@ def cuda_nearest_codes(latents: Tensor, codes: Tensor, k: int, cosine: bool, exa
     """
     if reason := cuda_rejects(latents, codes):
         raise RuntimeError(f"cuda_nearest_codes: {reason}")
+    _check_layout("latents", latents, None, None)
+    _check_layout("codes", codes, None, latents.shape[1])
     _check_ranks(codes, k)
-    for name, tensor in (("latents", latents), ("codes", codes)):
-        _check_contiguous(name, tensor)
+    if codes.dtype != latents.dtype:
+        raise TypeError(f"codes: expected {latents.dtype} as in latents, got {codes.dtype}")
     with torch.cuda.device(latents.device):
         problem = _native.CudaNearestProblem(
             str(latents.dtype).removeprefix("torch."), latents.shape[0], codes.shape[0], latents.shape[1], k, cosine, exact, latents.device.index

@@ -51,3 +51,12 @@ def test_no_nodes():
     empty = torch.zeros(0, dtype=torch.int64, device=DEVICE)
     result = aggregate.aggregate(empty.new_zeros(1), empty, empty.float(), torch.zeros(0, 4, device=DEVICE))
     assert result.shape == (0, 4)
+
+
+def test_graphs_that_nobody_checked_read_nothing_outside():
+    surrounded = torch.full((12, 3), float("nan"), device=DEVICE)
+    surrounded[4:8] = 1.0
+    for offsets in ([0, 2, 9, 900, 4], [-7, 2, 1, 3, 4], [3, 0, 0, 0, 0]):
+        neighbours = torch.tensor([-1, 4, 3, 2**40], device=DEVICE)
+        result = aggregate.aggregate(torch.tensor(offsets, device=DEVICE), neighbours, torch.ones(4, device=DEVICE), surrounded[4:8])
+        assert result.isfinite().all()

@@ -96,7 +96,7 @@ def run_launchers() -> None:
         indices = torch.zeros(n, k, dtype=torch.int64)
         straight_through.straight_through(latents, codes, indices)
         weight = torch.zeros((), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-        straight_through.straight_through_backward(latents, codes, indices, latents, weight, weight, cosine)
+        straight_through.straight_through_backward(latents, codes, indices, latents, weight, weight, cosine, True)
         statistics.code_statistics(latents, indices[:, 0], size)
         aggregate.aggregate(torch.arange(n + 1), torch.arange(n), torch.zeros(n), latents)
 

@@ -181,8 +181,9 @@ def test_fewer_finite_codes_than_ranks(cosine, exact):
     codes[0], codes[2] = -0.5, 1.0
     latents = torch.ones(3, 3, device=DEVICE)
     latents[1] = 0
-    _, indices = nearest_codes(latents, codes, 4, cosine, exact)
+    distances, indices = nearest_codes(latents, codes, 4, cosine, exact)
     assert indices.tolist() == [[2, 0, 1, 3], [0, 2, 1, 3], [2, 0, 1, 3]]
+    assert distances[:, :2].isfinite().all() and distances[:, 2:].isposinf().all()
     _, indices = nearest_codes(torch.ones(2, 3, device=DEVICE), codes[[1, 3]], 1, False, True)
     assert indices.tolist() == [[0]] * 2
 

@@ -55,3 +55,20 @@ def test_an_interpreter_that_cannot_loop_is_refused(monkeypatch):
     monkeypatch.setattr(probe.triton, "__version__", "3.6.0")
     monkeypatch.setattr(probe.np, "__version__", "2.4.1")
     assert "cannot loop with NumPy 2.4.1" in probe.unavailable()
+
+
+def test_a_driver_that_cannot_be_built_is_refused(monkeypatch):
+    pytest.importorskip("triton")
+
+    class Driver:
+        def get_current_target(self):
+            raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(probe, "INTERPRETING", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(probe.triton.runtime.driver, "_active", Driver())
+    probe._driver_fault.cache_clear()
+    try:
+        assert "Failed to find C compiler" in probe._device_refusal(torch.device("cuda"))
+    finally:
+        probe._driver_fault.cache_clear()

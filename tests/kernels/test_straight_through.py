@@ -54,7 +54,7 @@ def test_outputs_and_gradients(n, size, d, selections, dtype, rotation):
     latents, codes, indices, gradients = problem(n, size, d, selections, dtype)
     weights = torch.tensor([0.7, 3.0], device=DEVICE, dtype=torch.promote_types(dtype, torch.float32))
     quantized, error = straight_through(latents, codes, indices)
-    grads = straight_through_backward(latents, codes, indices, gradients, *weights, rotation)
+    grads = straight_through_backward(latents, codes, indices, gradients, *weights, rotation, True)
     expected = reference(latents, codes, indices, gradients, *weights, rotation)
     assert [t.dtype for t in (quantized, error, *grads)] == [dtype, weights.dtype, dtype, dtype]
     for result, truth in zip((quantized, error, *grads), expected):
@@ -75,7 +75,7 @@ def test_nothing_selected_has_no_error_and_no_gradient(n):
     indices[:, 0] = -1
     quantized, error = straight_through(latents, codes, indices)
     one = torch.ones((), device=DEVICE)
-    grad_latents, grad_codes = straight_through_backward(latents, codes, indices, gradients, one, one, True)
+    grad_latents, grad_codes = straight_through_backward(latents, codes, indices, gradients, one, one, True, True)
     assert quantized.shape == (n, 3) and error.item() == 0
     assert not quantized.any() and not grad_latents.any() and not grad_codes.any()
     assert grad_latents.shape == (n, 3) and grad_codes.shape == (4, 3)
@@ -87,7 +87,7 @@ def test_rows_without_a_rotation_pass_the_gradient_straight():
     gradients = torch.randn(4, 2, device=DEVICE)
     zero = torch.zeros((), device=DEVICE)
     indices = torch.arange(4, device=DEVICE)[:, None]
-    grad_latents, _ = straight_through_backward(latents, codes, indices, gradients, zero, zero, True)
+    grad_latents, _ = straight_through_backward(latents, codes, indices, gradients, zero, zero, True, True)
     torch.testing.assert_close(grad_latents, gradients)
 
 
@@ -95,7 +95,7 @@ def test_the_rotation_keeps_angles_and_scales_by_the_norms():
     latents, codes, indices, gradients = problem(30, 8, 6, 1, torch.float64)
     indices.clamp_(min=0)
     zero = torch.zeros((), device=DEVICE, dtype=torch.float64)
-    grad_latents, _ = straight_through_backward(latents, codes, indices, gradients, zero, zero, True)
+    grad_latents, _ = straight_through_backward(latents, codes, indices, gradients, zero, zero, True, True)
     gain = codes[indices[:, 0]].norm(dim=1) / latents.norm(dim=1)
     torch.testing.assert_close(grad_latents.norm(dim=1), gradients.norm(dim=1) * gain)
 
@@ -104,7 +104,30 @@ def test_two_runs_give_the_same_bits():
     latents, codes, indices, gradients = problem(700, 2, 9, 2, torch.float32)
     one = torch.ones((), device=DEVICE)
     runs = [
-        (*straight_through(latents, codes, indices), *straight_through_backward(latents, codes, indices, gradients, one, one, True))
+        (*straight_through(latents, codes, indices), *straight_through_backward(latents, codes, indices, gradients, one, one, True, True))
         for _ in range(2)
     ]
     assert all(torch.equal(first, second) for first, second in zip(*runs))
+
+
+@pytest.mark.parametrize("rotation", [False, True])
+def test_indices_outside_the_table_read_nothing(rotation):
+    """The table lies between NaN, and what is not in it counts as zero."""
+    latents, codes, _, gradients = problem(4, 5, 6, 1, torch.float32)
+    surrounded = torch.full((15, 6), float("nan"), device=DEVICE)
+    surrounded[5:10] = codes
+    indices = torch.tensor([[1, -1], [5, 2], [4, 9], [-3, 0]], device=DEVICE)
+    one = torch.ones((), device=DEVICE)
+    quantized, error = straight_through(latents, surrounded[5:10], indices)
+    grads = straight_through_backward(latents, surrounded[5:10], indices, gradients, one, one, rotation, True)
+    expected = torch.stack([codes[1], codes[2], codes[4], torch.zeros_like(codes[0])]) / 2
+    torch.testing.assert_close(quantized, expected)
+    assert error.isfinite() and all(gradient.isfinite().all() for gradient in grads)
+
+
+def test_codes_that_want_no_gradient_get_zero():
+    latents, codes, indices, gradients = problem(90, 9, 5, 2, torch.float32)
+    one = torch.ones((), device=DEVICE)
+    with_codes = straight_through_backward(latents, codes, indices, gradients, one, one, True, True)
+    without = straight_through_backward(latents, codes, indices, gradients, one, one, True, False)
+    assert torch.equal(with_codes[0], without[0]) and with_codes[1].any() and not without[1].any()

@@ -84,9 +84,11 @@ def test_an_nvcc_that_does_not_work_leaves_a_processor_module(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_nvcc_that_does_not_work_is_an_error_when_cuda_is_demanded(tmp_path):
+@pytest.mark.parametrize("native", ["auto", "1"])
+def test_an_nvcc_that_does_not_work_is_an_error_when_cuda_is_demanded(tmp_path, native):
     broken = tmp_path / "nvcc"
     broken.write_text("#!/bin/sh\necho broken on purpose >&2\nexit 1\n")
     broken.chmod(0o755)
-    done = install(tmp_path, CUDACXX=str(broken), VQKIT_NATIVE="1", VQKIT_CUDA="1")
+    done = install(tmp_path, CUDACXX=str(broken), VQKIT_NATIVE=native, VQKIT_CUDA="1")
     assert done.returncode != 0 and "VQKIT_CUDA=1" in done.stdout + done.stderr
+    assert not (tmp_path / "site" / "vqkit").exists()

@@ -145,16 +145,6 @@ def test_rows_and_codes_that_are_not_finite(isa, cosine, n, value):
     assert not torch.isin(indices[finite], torch.tensor([0, 7, 49])).any()
 
 
-def test_fewer_finite_codes_than_ranks(isa):
-    for n in (2, 30):
-        latents, codes = make("gaussian", n, 5, 4, torch.float32)
-        codes[[0, 2, 3]] = torch.nan
-        distances, indices = native.nearest_codes(latents, codes, 4, False, True)
-        assert torch.equal(indices[:, :2].sort(1).values, torch.tensor([1, 4]).expand(n, 2))
-        assert torch.equal(indices[:, 2:], torch.tensor([0, 2]).expand(n, 2))
-        assert distances[:, :2].isfinite().all() and distances[:, 2:].isinf().all()
-
-
 def test_zero_vectors_under_cosine(isa):
     for n in (3, 30):
         latents, codes = make("gaussian", n, 20, 6, torch.float32)
@@ -219,8 +209,20 @@ def test_instruction_sets_agree_to_the_bit(monkeypatch):
             assert torch.equal(distances, first_distances) and torch.equal(indices, first_indices)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("n", [2, 6, 40])
+def test_codes_that_are_not_finite_lose_to_codes_that_point_away(isa, n, value):
+    latents, codes = torch.rand(n, 5) + 0.5, -torch.rand(9, 5) - 0.5
+    codes[3, 2], codes[8] = value, -1e25
+    check(latents, codes, 8, True)
+
+
 def test_refusals_name_the_argument(monkeypatch):
     latents, codes = make("gaussian", 4, 3, 2, torch.float32)
+    with pytest.raises(ValueError, match=r"codes: expected shape \(any, 2\), got \(3, 1\)"):
+        native.nearest_codes(latents, codes[:, :1].contiguous(), 1, False, True)
+    with pytest.raises(ValueError, match=r"latents: expected shape \(any, any\), got \(2,\)"):
+        native.nearest_codes(latents[0], codes, 1, False, True)
     for k in (0, 4):
         with pytest.raises(ValueError, match="k: expected 1 to 3"):
             native.nearest_codes(latents, codes, k, False, True)

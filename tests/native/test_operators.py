@@ -60,7 +60,7 @@ def test_backward(shape, dtype, rotate):
     upstream = make(*shape)[0].flip(0).to(dtype)
     commitment, codebook = 0.7, 1.3
     upstreams = upstream, torch.tensor(commitment, dtype=torch.float64), torch.tensor(codebook, dtype=torch.float64)
-    got_latents, got_codes = native.straight_through_backward(latents, codes, indices, *upstreams, rotate)
+    got_latents, got_codes = native.straight_through_backward(latents, codes, indices, *upstreams, rotate, True)
     x, c = latents.double().requires_grad_(), codes.double().requires_grad_()
     quantized, _ = reference(x, c, indices)
     keep = indices[:, :1] >= 0
@@ -85,7 +85,7 @@ def test_rotation_falls_back_row_by_row():
     codes = torch.tensor([[1.0, 1.0], [0.0, 0.0], [-2.0, -4.0]])
     indices = torch.tensor([[0], [1], [2], [0]])
     upstream = torch.tensor([[1.0, -1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]])
-    got, _ = native.straight_through_backward(latents, codes, indices, upstream, torch.tensor(0.0), torch.tensor(0.0), True)
+    got, _ = native.straight_through_backward(latents, codes, indices, upstream, torch.tensor(0.0), torch.tensor(0.0), True, True)
     assert torch.equal(got[:3], upstream[:3])
     # a rotation keeps angles: R maps the latent to its code
     assert torch.allclose(rotation(latents[3], codes[0]) @ latents[3], codes[0])
@@ -97,7 +97,7 @@ def test_all_rows_masked():
     indices[:] = -1
     quantized, error = native.straight_through(latents, codes, indices)
     assert not quantized.any() and error == 0
-    for gradient in native.straight_through_backward(latents, codes, indices, latents, torch.tensor(1.0), torch.tensor(1.0), False):
+    for gradient in native.straight_through_backward(latents, codes, indices, latents, torch.tensor(1.0), torch.tensor(1.0), False, True):
         assert not gradient.any()
 
 
@@ -146,7 +146,7 @@ def test_threads_do_not_change_bits(crowded):
             torch.set_num_threads(threads)
             results.append([
                 *native.straight_through(latents, codes, indices),
-                *native.straight_through_backward(latents, codes, indices, latents, torch.tensor(0.3), torch.tensor(0.9), True),
+                *native.straight_through_backward(latents, codes, indices, latents, torch.tensor(0.3), torch.tensor(0.9), True, True),
                 *native.code_statistics(latents, indices[:, 0].contiguous(), 50),
                 native.aggregate(offsets, neighbours, latents[:, 0].contiguous(), codes),
             ])  # fmt: skip
@@ -163,10 +163,31 @@ def test_indices_out_of_range_touch_no_memory():
         with pytest.raises(IndexError, match=rf"indices: .* got {bad} in row 11"):
             native.straight_through(latents, codes, indices)
         with pytest.raises(IndexError, match="indices"):
-            native.straight_through_backward(latents, codes, indices, latents, torch.tensor(1.0), torch.tensor(1.0), False)
+            native.straight_through_backward(latents, codes, indices, latents, torch.tensor(1.0), torch.tensor(1.0), False, True)
         with pytest.raises(IndexError, match="indices"):
             native.code_statistics(latents, indices[:, 0].contiguous(), 4)
     with pytest.raises(IndexError, match="neighbours: .* got 9"):
         native.aggregate(torch.tensor([0, 1]), torch.tensor([9]), torch.ones(1), torch.ones(3, 2))
     with pytest.raises(IndexError, match="offsets"):
         native.aggregate(torch.tensor([0, 2]), torch.tensor([1]), torch.ones(1), torch.ones(3, 2))
+
+
+def test_arguments_that_do_not_fit_touch_no_memory():
+    latents, codes, indices = make(20, 4, 6, 1, torch.float32)
+    one, row = torch.tensor(1.0), torch.tensor([0, 1])
+    calls = [
+        (ValueError, r"codes: expected shape \(any, 6\)", lambda: native.straight_through(latents, codes[:, :5].contiguous(), indices)),
+        (ValueError, r"indices: expected shape \(20, any\)", lambda: native.straight_through(latents, codes, indices[:1])),
+        (ValueError, "indices: .*dimension of 0", lambda: native.straight_through(latents, codes, indices[:, :0].contiguous())),
+        (TypeError, "indices: .*int32", lambda: native.straight_through(latents, codes, indices.int())),
+        (ValueError, "grad_quantized", lambda: native.straight_through_backward(latents, codes, indices, latents[:1], one, one, False, True)),
+        (ValueError, "indices", lambda: native.code_statistics(latents, indices[:3, 0].contiguous(), 4)),
+        (TypeError, "indices: .*int32", lambda: native.code_statistics(latents, indices[:, 0].int(), 4)),
+        (TypeError, "offsets: .*float32", lambda: native.aggregate(torch.ones(2), row[:1], torch.ones(1), codes)),
+        (TypeError, "neighbours: .*int32", lambda: native.aggregate(row, row[:1].int(), torch.ones(1), codes)),
+        (ValueError, r"weights: expected shape \(1\)", lambda: native.aggregate(row, row[:1], torch.ones(3), codes)),
+        (ValueError, "features", lambda: native.aggregate(row, row[:1], torch.ones(1), codes[0])),
+    ]  # fmt: skip
+    for error, words, call in calls:
+        with pytest.raises(error, match=words):
+            call()

@@ -56,6 +56,25 @@ def test_nodes_without_a_row_are_zero(backend, device):
     assert y.cpu().tolist() == [[0] * 4, [2] * 4, [0] * 4]
 
 
+def test_arrays_that_are_not_contiguous(backend, device):
+    neighbours, weights = torch.tensor([0, 9, 1, 9, 2, 9, 3, 9])[::2], torch.arange(8.0)[::2]
+    graph = Graph(torch.arange(10)[::2] // 2, neighbours, weights, symmetric=True).to(device)
+    assert aggregate(graph, torch.ones(4, 1, device=device), backend=backend).flatten().tolist() == [0, 2, 4, 6]
+
+
+def test_a_graph_equals_itself_only():
+    graph, other = (Graph.from_edges([[0, 1]], 2) for _ in range(2))
+    assert graph == graph and graph != other and len({graph, other}) == 2
+
+
+def test_edges_of_any_integer_type_or_none():
+    edges = torch.tensor([[0, 1], [1, 2]])
+    for kind in (torch.int32, torch.uint8):
+        assert torch.equal(dense(Graph.from_edges(edges.to(kind), 3)), dense(Graph.from_edges(edges.tolist(), 3)))
+    for none in ([], torch.zeros(0, 2), torch.zeros(2, 0)):
+        assert torch.equal(dense(Graph.from_edges(none, 3)), torch.eye(3, dtype=torch.float64))
+
+
 def test_registration(backend, device):
     graph = directed_graph(12, 30).to(device)
     back = graph.transposed
@@ -75,7 +94,13 @@ def test_normalisation_is_symmetric_with_self_loops():
 def test_compiles_without_a_graph_break(backend, device):
     graph = random_graph(20, 40).to(device)
     x = torch.randn(20, 5, device=device)
-    compiled = torch.compile(lambda t: aggregate(graph, t, backend=backend).relu(), fullgraph=True, backend="aot_eager")
+
+    def smoothed(features):
+        # Made while it is traced, as a module makes it of its buffers.
+        traced = Graph(graph.offsets, graph.neighbours, graph.weights, graph.symmetric)
+        return aggregate(traced, features, backend=backend).relu()
+
+    compiled = torch.compile(smoothed, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), aggregate(graph, x, backend=backend).relu())
 
 
@@ -85,11 +110,37 @@ def test_compiles_without_a_graph_break(backend, device):
         (lambda: Graph.from_edges([[0, 3]], 3), r"edges: expected nodes 0..2, got 0..3"),
         (lambda: Graph.from_edges([[1, 1]], 3), r"edges: .*itself, got \(1, 1\)"),
         (lambda: Graph.from_edges([[0, 1]], 3, weights=[0.0]), "weights: .*positive"),
+        (lambda: Graph.from_edges([[0, 1]], 3, weights=[torch.inf]), "weights: .*finite.*inf"),
+        (lambda: Graph.from_edges([[0, 1]], 3, weights=[torch.nan]), "weights: .*finite.*nan"),
+        (lambda: Graph.from_edges([[0, 1]], 3, weights=[1.0, 2.0]), r"weights: expected 1 .*\(2,\)"),
         (lambda: Graph.from_edges([], 0), "num_nodes: .*0"),
+        (lambda: Graph.from_edges([[0, 0, 1, 1], [2, 3, 2, 3]], 4), r"edges: .*\(E, 2\).*\(2, 4\)"),
+        (lambda: Graph.from_edges([0, 1], 4), r"edges: .*\(E, 2\).*\(2,\)"),
         (lambda: Graph(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(2)), "weights: expected 1"),
+        (lambda: Graph(torch.tensor([0, 5]), torch.tensor([0]), torch.ones(1)), "offsets: .*0 to .* 1, got 0..5"),
+        (lambda: Graph(torch.tensor([1, 1]), torch.tensor([0]), torch.ones(1)), "offsets: .*got 1..1"),
+        (lambda: Graph(torch.tensor([0, -3, 1]), torch.tensor([0]), torch.ones(1)), "offsets: .*ascend"),
+        (lambda: Graph(torch.tensor([0, 1]), torch.tensor([9]), torch.ones(1)), r"neighbours: expected nodes 0..0, got 9..9"),
+        (lambda: Graph(torch.tensor([0, 1]), torch.tensor([-1]), torch.ones(1)), "neighbours: .*-1"),
+        (lambda: Graph(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1, device="meta")), "weights: .*device cpu.*meta"),
         (lambda: aggregate(Graph.from_edges([[0, 1]], 3), torch.zeros(4, 2)), r"features: .*\(3, F\).*\(4, 2\)"),
     ],
 )
 def test_errors_name_the_argument(call, words):
     with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: Graph([0, 1], torch.tensor([0]), torch.ones(1)), "offsets: .*list"),
+        (lambda: Graph(torch.tensor([0, 1]), torch.tensor([0]), [1.0]), "weights: .*list"),
+        (lambda: Graph(torch.tensor([0, 1]), torch.tensor([0], dtype=torch.int32), torch.ones(1)), "neighbours: .*int32"),
+        (lambda: Graph.from_edges(torch.tensor([[0.5, 1.7]]), 3), "edges: .*integers.*float32"),
+        (lambda: Graph.from_edges([[0, 1]], 3.0), "num_nodes: .*3.0"),
+    ],
+)
+def test_type_errors_name_the_argument(call, words):
+    with pytest.raises(TypeError, match=words):
         call()

@@ -83,6 +83,40 @@ def test_rows_and_codes_that_are_not_finite(backend, device):
     assert torch.equal(indices[sound], truth.sort(dim=-1, stable=True).indices[:, :3])
 
 
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("dtype, scale", [(torch.float32, 1e5), (torch.float32, 1e9), (torch.float32, 1e25), (torch.float64, 1e25)])
+def test_one_code_far_away_costs_no_exactness(backend, device, dtype, scale, metric):
+    latents, codes = torch.randn(150, 40, dtype=dtype), torch.randn(120, 40, dtype=dtype)
+    codes[77] *= scale
+    _, indices = nearest_codes(latents.to(device), codes.to(device), 2, metric=metric, backend=backend)
+    assert torch.equal(indices.cpu(), true_distances(latents, codes, metric).sort(dim=-1, stable=True).indices[:, :2])
+
+
+@pytest.mark.parametrize("n", [2, 6, 40])
+def test_a_code_with_nan_is_not_chosen_where_all_others_point_away(backend, device, n):
+    latents = torch.tensor([[1.0, 0], [0.5, 0.1]], device=device).repeat(n // 2, 1)
+    codes = torch.tensor([[-1.0, 0], [torch.nan, 1], [-1, -0.5], [-1e25, 0]], device=device)
+    distances, indices = nearest_codes(latents, codes, 1, metric="cosine", backend=backend)
+    assert (indices == 2).all() and (distances > 1).all()
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("n", [3, 30])
+def test_fewer_finite_codes_than_ranks(backend, device, n, metric):
+    latents, codes = torch.randn(n, 4), torch.randn(5, 4)
+    codes[0], codes[2, 1], codes[3, 3] = torch.nan, torch.inf, torch.nan
+    latents[1] = 0
+    distances, indices = nearest_codes(latents.to(device), codes.to(device), 4, metric=metric, backend=backend)
+    distances, indices = distances.cpu(), indices.cpu()
+    truth = true_distances(latents, codes[[1, 4]], metric)
+    order = truth.sort(dim=-1, stable=True).indices
+    assert torch.equal(indices, torch.cat([torch.tensor([1, 4])[order], torch.tensor([[0, 2]]).expand(n, 2)], 1))
+    torch.testing.assert_close(distances[:, :2].double(), truth.gather(1, order), rtol=1e-5, atol=1e-6)
+    assert distances[:, 2:].isposinf().all()
+    distances, indices = nearest_codes(latents.to(device), codes[[0, 3]].to(device), 2, metric=metric, backend=backend)
+    assert indices.tolist() == [[0, 1]] * n and distances.isposinf().all()
+
+
 def test_zero_vectors_under_cosine(backend, device):
     latents = torch.tensor([[0.0, 0], [-1, -1]], device=device)
     codes = torch.tensor([[1.0, 0], [0, 0], [0, 2]], device=device)
@@ -118,12 +152,13 @@ def test_fast_precision_is_near(backend, device):
     torch.testing.assert_close(truth.gather(1, indices[:, None])[:, 0], truth.amin(-1), rtol=1e-5, atol=1e-5)
 
 
-def test_memory_does_not_grow_with_n_times_k():
+@pytest.mark.parametrize("requested", [None, "reference"])
+def test_memory_does_not_grow_with_n_times_k(requested):
     resource = pytest.importorskip("resource")
     latents, codes = torch.randn(8192, 8), torch.randn(65536, 8)
-    nearest_code(latents[:8], codes)
+    nearest_code(latents[:8], codes, backend=requested)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    nearest_code(latents, codes)
+    nearest_code(latents, codes, backend=requested)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < 8192 * 65536 * 4 / 10
 
@@ -134,6 +169,19 @@ def test_compiles_without_a_graph_break(backend, device):
 
     latents, codes = torch.randn(40, 6, device=device), torch.randn(12, 6, device=device)
     torch.testing.assert_close(torch.compile(chosen, fullgraph=True, backend="aot_eager")(latents, codes), chosen(latents, codes))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_with_any_number_of_rows_and_codes(strict):
+    class Search(torch.nn.Module):
+        def forward(self, latents, codes):
+            return nearest_codes(latents, codes, 2)
+
+    rows, size = torch.export.Dim("rows"), torch.export.Dim("size", min=2)
+    shapes = {"latents": {0: rows}, "codes": {0: size}}
+    exported = torch.export.export(Search(), (torch.randn(6, 4), torch.randn(20, 4)), dynamic_shapes=shapes, strict=strict).module()
+    latents, codes = torch.randn(9, 4), torch.randn(3, 4)
+    assert torch.equal(exported(latents, codes)[1], nearest_codes(latents, codes, 2)[1])
 
 
 def test_registration(backend, device):
@@ -150,6 +198,9 @@ def test_registration(backend, device):
         (dict(latents=torch.zeros(3, 4, dtype=torch.int64)), TypeError, "latents.*int64"),
         (dict(k=4), ValueError, "k: .*4"),
         (dict(k=0), ValueError, "k: .*0"),
+        (dict(k=1.0), TypeError, "k: .*1.0"),
+        (dict(k=True), TypeError, "k: .*True"),
+        (dict(latents=torch.zeros(2, 4).to(torch.float8_e5m2)), TypeError, "latents: .*float32, float16, bfloat16 or float64.*float8"),
         (dict(metric="dot"), ValueError, "metric.*dot"),
         (dict(precision="sloppy"), ValueError, "precision.*sloppy"),
         (dict(backend="abacus"), BackendError, "abacus"),

@@ -55,6 +55,28 @@ def test_counts_leave_masked_rows_out():
     assert code_counts(torch.tensor([[0, 2], [-1, 2]]), 4).tolist() == [1, 0, 2, 0]
 
 
+@pytest.mark.parametrize(
+    "indices, size, error, words",
+    [
+        (torch.tensor([0, 5]), 2, IndexError, "codebook_size = 2.*0..5"),
+        (torch.tensor([-2, 1]), 2, IndexError, "codebook_size = 2.*-2..1"),
+        (torch.tensor([0, 1], dtype=torch.int32), 2, TypeError, "indices.*int32"),
+        ([0, 1], 2, TypeError, "indices.*list"),
+        (torch.tensor([0, 1]), 2.0, TypeError, "codebook_size.*2.0"),
+        (torch.tensor([0, 1]), 0, ValueError, "codebook_size.*0"),
+    ],
+)
+def test_errors_of_counts_name_the_argument(indices, size, error, words):
+    with pytest.raises(error, match=words):
+        code_counts(indices, size)
+
+
+def test_counts_compile_without_a_graph_break():
+    indices = torch.randint(-1, 5, (30,))
+    compiled = torch.compile(lambda i: code_counts(i, 5) * 2, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(indices), code_counts(indices, 5) * 2)
+
+
 def test_ema_update():
     average = torch.tensor([1.0, 2.0])
     ema_update(average, torch.tensor([3, 4]), 0.75)
@@ -67,6 +89,8 @@ def test_errors_name_the_argument():
         code_statistics(latents, torch.tensor([0, 5, 1]), 2)
     with pytest.raises(ValueError, match="codebook_size.*0"):
         code_statistics(latents, indices, 0)
+    with pytest.raises(TypeError, match="codebook_size.*2.0"):
+        code_statistics(latents, indices, 2.0)
     with pytest.raises(ValueError, match="indices"):
         code_statistics(latents, indices[:2], 2)
     with pytest.raises(TypeError, match="indices.*int32"):

@@ -100,6 +100,45 @@ def test_rotation_of_zero_or_opposite_vectors_is_straight_through(backend, devic
     assert torch.equal(gradient, torch.ones(3, 2, device=device))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("factor", [1, 2, 3, 5])
+def test_rotation_of_opposite_rows_is_straight_through(backend, device, dtype, factor):
+    # Normalised, they cancel to rounding and not to zero.
+    rows = torch.randint(1, 9, (300, 7)).to(device, dtype)
+    latents, weights = rows.clone().requires_grad_(), torch.randn(300, 7).to(device, dtype)
+    indices = torch.arange(300, device=device)
+    quantized, _, _ = straight_through(latents, -factor * rows, indices, gradient="rotation", backend=backend)
+    (gradient,) = torch.autograd.grad(quantized, latents, weights)
+    assert torch.equal(gradient, weights)
+
+
+@pytest.mark.parametrize("magnitude", [1e-25, 1e20])
+def test_rotation_at_magnitudes_whose_squares_leave_float32(backend, device, magnitude):
+    latents, codes, weights = torch.randn(50, 8) * magnitude, torch.randn(50, 8) * magnitude, torch.randn(50, 8)
+    x = latents.to(device).requires_grad_()
+    indices = torch.arange(50)
+    quantized, _, _ = straight_through(x, codes.to(device), indices.to(device), gradient="rotation", backend=backend)
+    (gradient,) = torch.autograd.grad(quantized, x, weights.to(device))
+    precise = latents.double().requires_grad_()
+    expected, _, _ = formulas(precise, codes.double(), indices[:, None], "rotation")
+    (truth,) = torch.autograd.grad((expected * weights.double()).sum(), precise)
+    torch.testing.assert_close(gradient.cpu().double(), truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "rotation"])
+@pytest.mark.parametrize("chosen", [1, 2])
+def test_codes_that_want_no_gradient_change_no_bits(backend, device, gradient, chosen):
+    latents, codes, indices = problem((90, 7, 9, chosen), True)
+    results = []
+    for wanted in (True, False):
+        x, c = latents.clone().to(device).requires_grad_(), codes.clone().to(device).requires_grad_(wanted)
+        quantized, commitment, _ = straight_through(x, c, indices.to(device), gradient=gradient, backend=backend)
+        (quantized.square().sum() + commitment).backward()
+        results.append(x.grad)
+        assert wanted == (c.grad is not None)
+    assert torch.equal(*results)
+
+
 def test_all_masked_has_no_loss_and_no_gradient(backend, device):
     latents = torch.randn(4, 3, device=device, requires_grad=True)
     codes = torch.randn(2, 3, device=device, requires_grad=True)
@@ -141,12 +180,22 @@ def test_compiled_backward_equals_eager(backend, device):
         torch.testing.assert_close(a, b)
 
 
+def test_a_mask_after_the_first_place_is_an_error(backend):
+    # Of CPU tensors: on a GPU looking would wait for it.
+    latents, codes = torch.zeros(2, 3), torch.randn(4, 3)
+    with pytest.raises(IndexError, match="indices: .*first place.*place 1 of latent 1"):
+        straight_through(latents, codes, torch.tensor([[-1, -1], [2, -1]]), backend="reference" if backend == "triton" else backend)
+    quantized, _, _ = straight_through(latents, codes, torch.tensor([[-1, 2], [3, 1]]), backend="reference")
+    torch.testing.assert_close(quantized, torch.stack([torch.zeros(3), codes[[3, 1]].mean(0)]))
+
+
 @pytest.mark.parametrize(
     "change, error, words",
     [
         (dict(indices=torch.zeros(3, dtype=torch.int32)), TypeError, "indices.*int32"),
         (dict(indices=torch.zeros(2, dtype=torch.int64)), ValueError, r"indices.*\(3,\).*\(2,\)"),
         (dict(indices=torch.zeros(3, 0, dtype=torch.int64)), ValueError, "indices"),
+        (dict(indices=[0, 1, 0]), TypeError, "indices.*list"),
         (dict(indices=torch.tensor([0, 1, 2])), IndexError, "indices.*K = 2.*0..2"),
         (dict(indices=torch.tensor([0, -2, 1])), IndexError, "indices"),
         (dict(codes=torch.zeros(2, 4, dtype=torch.float64)), TypeError, "latents"),

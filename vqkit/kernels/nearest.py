@@ -251,7 +251,7 @@ def _measure_kernel(
     latents_ptr, codes_ptr, indices_ptr, distances_ptr, n,
     D: tl.constexpr, COSINE: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
-    """The distances of the chosen codes; a row that is not finite gets indices 0 .. K - 1 and NaN."""
+    """The distances of the chosen codes, infinite where these are not finite; a row that is not gets indices 0 .. K - 1 and NaN."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = rows < n
     for rank in range(K):
@@ -260,12 +260,14 @@ def _measure_kernel(
         row_squares = tl.zeros((ROWS,), dtype=tl.float64)
         code_squares = tl.zeros((ROWS,), dtype=tl.float64)
         faults = tl.zeros((ROWS,), dtype=tl.int32)
+        code_faults = tl.zeros((ROWS,), dtype=tl.int32)
         for start in range(0, D, DIMS):
             dims = start + tl.arange(0, DIMS)
             mask = live[:, None] & (dims < D)[None, :]
             row = _load_float64(latents_ptr + rows[:, None] * D + dims[None, :], mask)
             code = _load_float64(codes_ptr + index[:, None] * D + dims[None, :], mask)
             faults += tl.sum(tl.where(tl.abs(row) < float("inf"), 0, 1), axis=1)
+            code_faults += tl.sum(tl.where(tl.abs(code) < float("inf"), 0, 1), axis=1)
             if COSINE:
                 distance += tl.sum(row * code, axis=1)
                 row_squares += tl.sum(row * row, axis=1)
@@ -275,6 +277,7 @@ def _measure_kernel(
         if COSINE:
             norms = tl.sqrt(row_squares) * tl.sqrt(code_squares)
             distance = 1.0 - distance / tl.where(norms == 0, 1.0, norms)
+        distance = tl.where(code_faults == 0, distance, float("inf"))
         sound = faults == 0
         tl.store(distances_ptr + rows * K + rank, tl.where(sound, distance, float("nan")), mask=live)
         tl.store(indices_ptr + rows * K + rank, tl.where(sound, index, rank), mask=live)

@@ -1,6 +1,8 @@
 """Whether Triton can compute here, and on which tensors. The one place that survives an environment without Triton."""
 
 import contextlib
+import functools
+import subprocess
 
 import numpy as np
 import torch
@@ -68,6 +70,16 @@ def _device_refusal(device: torch.device) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         return f"{device} has compute capability {capability[0]}.{capability[1]}; the kernels need 8.0 or more"
+    return _driver_fault()
+
+
+@functools.cache
+def _driver_fault() -> str | None:
+    """Why Triton cannot launch: it compiles a C stub for its driver, which takes a compiler and Python's headers."""
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except (RuntimeError, AssertionError, ImportError, OSError, subprocess.SubprocessError) as error:
+        return f"Triton cannot build its driver: {error}"
     return None
 
 

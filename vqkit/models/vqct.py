@@ -87,7 +87,9 @@ class WordPrior:
         """A prior of the shape that `describe` noted, its tensors to be loaded."""
         size, entries = len(described["adjectives"]) + len(described["nouns"]), described["graph_entries"]
         integers = {"dtype": torch.int64}
-        graph = Graph(torch.zeros(size + 1, **integers), torch.zeros(entries, **integers), torch.zeros(entries), True)
+        # all entries in the first row
+        offsets = torch.tensor([0, *[entries] * size], **integers)
+        graph = Graph(offsets, torch.zeros(entries, **integers), torch.zeros(entries), True)
         vectors = torch.zeros(size, described["vector_dim"])
         return cls(
             described["adjectives"], described["nouns"], vectors, graph, described["encoder"], described["edges"]

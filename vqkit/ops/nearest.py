@@ -6,44 +6,91 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vqkit.ops.operator import Operator, check_codes, check_rows
+from vqkit.ops.operator import Operator, check_codes, check_rows, check_size
 
 MAX_K = 8
 Metric = Literal["l2", "cosine"]
 Precision = Literal["exact", "fast"]
 
-# Scores of the reference at a time: bounds its memory, whatever N and K.
+# Float64 values of the reference at a time: bounds its memory, whatever N and K.
 _BLOCK = 1 << 20
+# Codes that it keeps of each row beyond k, so that a near tie does not take another look at all of them.
+_SPARE = 2
 
 
 def _reference(latents: Tensor, codes: Tensor, k: int, cosine: bool, exact: bool) -> tuple[Tensor, Tensor]:
-    rows, table = latents.double(), codes.double()
-    sound, finite = rows.isfinite().all(-1, keepdim=True), table.isfinite().all(-1)
-    rows, table = rows.where(sound, 0.0), table.where(finite[:, None], 0.0)
-    # An offset common to all codes decides nothing and costs bits.
-    centre = table.sum(0) / finite.sum().clamp(min=1)
-    rows, table = (normalize(rows, eps=1e-300), normalize(table, eps=1e-300)) if cosine else (rows - centre, table - centre)
-    half = table.square().sum(-1) * (0.0 if cosine else 0.5)
-    found = [_block_reference(block, table, half, finite, k, cosine) for block in rows.split(max(1, _BLOCK // len(codes)))]
-    distances, indices = (torch.cat(part) for part in zip(*found))
-    distances = distances.where(sound, torch.nan).to(torch.promote_types(latents.dtype, torch.float32))
-    return distances, indices.where(sound, torch.arange(k, device=rows.device))
+    rows, sound, finite = latents.double(), latents.isfinite().all(-1), codes.isfinite().all(-1)
+    # Codes that are not finite come last, at distance infinity.
+    order, size = finite.byte().argsort(descending=True, stable=True), int(finite.sum())
+    table, places = codes.double()[order[:size]], torch.arange(k, device=codes.device)
+    searched = sound
+    if cosine:
+        # A zero row has similarity 0 with every code.
+        rows, table, searched = _scaled(rows), _scaled(table), sound & (rows != 0).any(-1)
+    chosen = places.repeat(len(rows), 1)
+    distances = rows.new_ones(chosen.shape).masked_fill_(places >= size, torch.inf)
+    if size and searched.any():
+        closeness, chosen[searched, :size] = _search(rows[searched], table, min(k, size), cosine)
+        length = rows[searched].norm(dim=-1, keepdim=True)
+        distances[searched, :size] = 1 - closeness / length if cosine else -closeness
+    distances = distances.where(sound[:, None], torch.nan).to(torch.promote_types(latents.dtype, torch.float32))
+    return distances, order[chosen].where(sound[:, None], places)
 
 
-def _block_reference(
-    rows: Tensor, table: Tensor, half: Tensor, finite: Tensor, k: int, cosine: bool
-) -> tuple[Tensor, Tensor]:
-    scores = torch.addmm(-half, rows, table.T).masked_fill_(~finite, -torch.inf)
-    largest = table.norm(dim=-1).amax()
-    # What float64 cannot tell apart is a tie.
-    rounding = 2.3e-16 * table.shape[1] * largest * (rows.norm(dim=-1, keepdim=True) + largest)
-    indices = rows.new_empty((len(rows), k), dtype=torch.int64)
-    for rank in range(k):
-        best = (scores >= scores.amax(-1, keepdim=True) - rounding).byte().argmax(-1, keepdim=True)
-        indices[:, rank : rank + 1] = best
-        scores.scatter_(1, best, -torch.inf)
-    chosen, rows = table[indices], rows[:, None]
-    return 1 - (rows * chosen).sum(-1) if cosine else (rows - chosen).square().sum(-1), indices
+def _scaled(vectors: Tensor) -> Tensor:
+    """Each vector times a power of two, which is exact, so that no square leaves the range of float64."""
+    exponent = vectors.abs().amax(-1, keepdim=True).frexp().exponent
+    return vectors * torch.exp2(-exponent.clamp(-1000, 1000).double())
+
+
+def _closeness(rows: Tensor, codes: Tensor, cosine: bool) -> Tensor:
+    """-|x - c|^2, or x . c / |c|, by sums over D: rows (N, D), codes (N or 1, C, D) -> (N, C)."""
+    if not cosine:
+        return -(rows[:, None] - codes).square().sum(-1)
+    length = codes.norm(dim=-1)
+    return (rows[:, None] * codes).sum(-1) / length.where(length > 0, 1.0)
+
+
+def _search(rows: Tensor, table: Tensor, k: int, cosine: bool) -> tuple[Tensor, Tensor]:
+    """Closeness and places of the k nearest, (N, k) each.
+
+    A product of matrices gives an upper bound of every x . c - |c|^2 / 2; where the largest do not prove an order, sums over D
+    decide among them or, where they may lack one of the nearest, among all codes.
+    """
+    (size, dim), keep = table.shape, min(k + _SPARE, table.shape[0])
+    # An offset common to all codes decides nothing and costs bits; a median, since a code may be far away.
+    centre = table.new_zeros(dim) if cosine else table[:: -(-size // 64)].median(0).values
+    moved = normalize(table, eps=1e-300) if cosine else table - centre
+    norms = moved.norm(dim=-1)
+    # The error of a score is at most slope * (|x| |c| + |c|^2 / 2) + tiny: twice what rounding and underflow can do.
+    limits = torch.finfo(torch.float64)
+    slope, tiny = (dim + 8) * limits.eps, (dim + 8) * limits.tiny
+    start = norms.square() * (0.5 * slope - (0.0 if cosine else 0.5))
+    operand = torch.cat([moved, slope * norms[:, None]], 1).T
+    everything = torch.arange(size, device=table.device)[None]
+    found = []
+    for block in rows.split(max(1, _BLOCK // max(size, keep * dim))):
+        moved = normalize(block, eps=1e-300) if cosine else block - centre
+        norm = moved.norm(dim=-1, keepdim=True)
+        upper, kept = torch.addmm(start, torch.cat([moved, norm], 1), operand).topk(keep)
+        lower = upper - slope * norms[kept] * (2 * norm + norms[kept]) - 2 * tiny
+        proved = (lower[:, :-1] > upper[:, 1:])[:, :k].all(-1)
+        complete = lower[:, :k].amin(-1) > upper[:, -1] if keep < size else torch.ones_like(proved)
+        places = kept[:, :k].contiguous()
+        closeness = _closeness(block, table[places], cosine)
+        part = (~proved & complete).nonzero()[:, 0]
+        closeness[part], places[part] = _compare(block[part], table, kept[part].sort(dim=-1).values, k, cosine)
+        for part in (~proved & ~complete).nonzero()[:, 0].split(max(1, _BLOCK // table.numel())):
+            closeness[part], places[part] = _compare(block[part], table, everything, k, cosine)
+        found.append((closeness, places))
+    closeness, places = (torch.cat(part) for part in zip(*found))
+    return closeness, places
+
+
+def _compare(rows: Tensor, table: Tensor, places: Tensor, k: int, cosine: bool) -> tuple[Tensor, Tensor]:
+    """The k nearest among the codes at ascending ``places`` (N or 1, C); the sort is stable: ties go to the lowest."""
+    ranked = _closeness(rows, table[places], cosine).sort(dim=-1, descending=True, stable=True)
+    return ranked.values[:, :k], places.expand(rows.shape[0], -1).gather(1, ranked.indices[:, :k])
 
 
 OPERATOR = Operator("nearest", nearest_codes=_reference, cuda=True)
@@ -74,6 +121,8 @@ def nearest_codes(
         metric: "l2", or "cosine" for the largest x . c / (|x| |c|).
         precision: "exact": the order of the scores in float64 of the inputs as given, ties to the lowest index, on every
             backend. "fast": the order may differ where scores differ by less than float32 rounding. Both are deterministic.
+            Scores that differ by no more than the rounding of a float64 sum over D count as equal. Which of these codes comes
+            first may differ between backends, though not between runs; among codes with the same bits it is the lowest index.
         backend: "triton", "cuda", "native" or "reference"; None chooses.
 
     Returns:
@@ -82,18 +131,20 @@ def nearest_codes(
         Neither has a gradient: both inputs are detached.
 
     A row that holds NaN or infinity gets indices 0..k-1 and distance NaN. A code that does is never chosen as long as k finite
-    codes exist. Under "cosine" a zero latent or zero code has similarity 0. The memory used is O(N + K), never O(N K).
+    codes exist; where fewer do, the others follow them in ascending order at distance infinity. Under "cosine" a zero latent
+    or zero code has similarity 0. The memory used is O(N + K), never O(N K).
 
     Raises:
-        ValueError, TypeError: shapes, dtypes, devices, k, metric or precision that do not fit.
+        ValueError, TypeError: types, shapes, dtypes, devices, k, metric or precision that do not fit.
         BackendError: the requested backend cannot compute this.
 
     Source: our own; the score and its certificate are described in csrc/nearest.hpp.
     """
     check_codes(codes)
     check_rows("latents", latents, like=("codes", codes))
-    if not 1 <= k <= min(len(codes), MAX_K):
-        raise ValueError(f"k: expected 1 <= k <= min(K, {MAX_K}) = {min(len(codes), MAX_K)}, got {k}")
+    check_size("k", k)
+    if k > min(codes.shape[0], MAX_K):
+        raise ValueError(f"k: expected 1 <= k <= min(K, {MAX_K}) = {min(codes.shape[0], MAX_K)}, got {k}")
     if metric not in ("l2", "cosine"):
         raise ValueError(f"metric: expected 'l2' or 'cosine', got {metric!r}")
     if precision not in ("exact", "fast"):

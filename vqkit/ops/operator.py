@@ -3,9 +3,12 @@
 import importlib
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from vqkit import backend as backends
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Operator:
@@ -57,11 +60,11 @@ def _native():
 
 
 def check_rows(name: str, tensor: Tensor, *, like: tuple[str, Tensor] | None = None) -> None:
-    """Raise unless ``tensor`` is floating point, has a last dimension of at least one and agrees with ``like``."""
+    """Raise unless ``tensor`` has one of the four dtypes, a last dimension of at least one and agrees with ``like``."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected a floating-point tensor, float32, float16, bfloat16 or float64, got {tensor.dtype}")
     if tensor.ndim == 0 or tensor.shape[-1] == 0:
         raise ValueError(f"{name}: expected a last dimension of at least 1, got shape {tuple(tensor.shape)}")
     if like is None:
@@ -80,3 +83,11 @@ def check_codes(codes: Tensor) -> None:
     check_rows("codes", codes)
     if codes.ndim != 2 or codes.shape[0] == 0:
         raise ValueError(f"codes: expected shape (K, D) with K >= 1, got {tuple(codes.shape)}")
+
+
+def check_size(name: str, value: int) -> None:
+    """Raise unless ``value`` is an int, or one of a traced shape, of at least one."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")

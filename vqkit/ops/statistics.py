@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vqkit.ops.operator import Operator, check_rows
+from vqkit.ops.operator import Operator, check_rows, check_size
 
 
 def code_statistics_reference(latents: Tensor, indices: Tensor, codebook_size: int) -> tuple[Tensor, Tensor]:
@@ -22,8 +22,7 @@ OPERATOR = Operator("statistics", code_statistics=code_statistics_reference)
 
 @torch.library.custom_op("vqkit::code_statistics", mutates_args=())
 def _code_statistics(latents: Tensor, indices: Tensor, codebook_size: int, backend: str) -> tuple[Tensor, Tensor]:
-    if indices.numel() and indices.device.type == "cpu" and not -1 <= int(indices.min()) <= int(indices.max()) < codebook_size:
-        raise IndexError(f"indices: expected -1 <= index < codebook_size = {codebook_size}, got {int(indices.min())}..{int(indices.max())}")
+    check_range(indices, codebook_size, "codebook_size")
     return OPERATOR.compute("code_statistics", latents.contiguous(), indices.contiguous(), codebook_size, backend=backend)
 
 
@@ -33,14 +32,27 @@ def _(latents, indices, codebook_size, backend):
     return latents.new_empty((codebook_size, latents.shape[-1]), dtype=dtype), latents.new_empty((codebook_size,), dtype=torch.int64)
 
 
-def check_indices(indices: Tensor, latents: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise unless ``indices`` is an int64 tensor of this shape on the device of ``latents``."""
+def check_indices(indices: Tensor) -> None:
+    """Raise unless ``indices`` is an int64 tensor."""
     if not isinstance(indices, Tensor) or indices.dtype != torch.int64:
         raise TypeError(f"indices: expected an int64 tensor, got {getattr(indices, 'dtype', type(indices).__name__)}")
+
+
+def check_selection(indices: Tensor, latents: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless ``indices`` has this shape and the device of ``latents``."""
     if tuple(indices.shape) != tuple(shape):
         raise ValueError(f"indices: expected shape {tuple(shape)}, got {tuple(indices.shape)}")
     if indices.device != latents.device:
         raise ValueError(f"indices: expected device {latents.device} as in latents, got {indices.device}")
+
+
+def check_range(indices: Tensor, size: int, name: str) -> None:
+    """Raise IndexError unless -1 <= indices < size, where looking costs no synchronisation and no graph break."""
+    if indices.device.type != "cpu" or indices.numel() == 0 or torch.compiler.is_compiling():
+        return
+    low, high = (int(bound) for bound in indices.aminmax())
+    if not -1 <= low <= high < size:
+        raise IndexError(f"indices: expected -1 <= index < {name} = {size}, got {low}..{high}")
 
 
 def code_statistics(latents: Tensor, indices: Tensor, codebook_size: int, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
@@ -60,18 +72,24 @@ def code_statistics(latents: Tensor, indices: Tensor, codebook_size: int, *, bac
         Neither has a gradient. The order of summation is fixed: two runs give the same bits, on any number of threads.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or devices that do not fit. IndexError: an index out of range (checked where it
-        costs no synchronisation: on the CPU).
+        ValueError, TypeError: types, shapes, dtypes or devices that do not fit. IndexError: an index out of range (checked where
+        it costs no synchronisation: on the CPU).
     """
     check_rows("latents", latents)
-    check_indices(indices, latents, latents.shape[:-1])
-    if codebook_size < 1:
-        raise ValueError(f"codebook_size: expected at least 1, got {codebook_size}")
+    check_indices(indices)
+    check_selection(indices, latents, latents.shape[:-1])
+    check_size("codebook_size", codebook_size)
     return _code_statistics(latents.detach().reshape(-1, latents.shape[-1]), indices.reshape(-1), codebook_size, backend or "")
 
 
 def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
-    """How often each code was chosen: ``indices`` of any shape, int64, -1 left out -> (K,) int64. Deterministic."""
+    """How often each code was chosen: ``indices`` of any shape, int64, -1 left out -> (K,) int64. Deterministic.
+
+    The errors are those of ``code_statistics``.
+    """
+    check_indices(indices)
+    check_size("codebook_size", codebook_size)
+    check_range(indices, codebook_size, "codebook_size")
     counts = torch.zeros(codebook_size + 1, dtype=torch.int64, device=indices.device)
     chosen = indices.reshape(-1) + 1
     return counts.scatter_add(0, chosen, torch.ones_like(chosen))[1:]
