@@ -47,6 +47,8 @@ def _service(operator: Operator, device: torch.device) -> list[str]:
     refusals = operator.refusals(sample)
     accepted = [name for name, refusal in refusals.items() if refusal() is None]
     automatic = [name for name in accepted if name not in on_request(sample)]
+    # Why there is no native module is said once, above.
+    said = f": {vqkit.native.describe().get('reason')}"
     lines = []
     for name, refusal in refusals.items():
         if name == automatic[0]:
@@ -54,7 +56,7 @@ def _service(operator: Operator, device: torch.device) -> list[str]:
         elif name in accepted:
             state = "on request"
         else:
-            state = f"no: {refusal()}"
+            state = f"no: {refusal().replace(said, '')}"
         lines.append(f"    {operator.stem if name == next(iter(refusals)) else '':<18}{name:<11}{state}")
     return lines
 
