@@ -35,9 +35,10 @@ $(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py CMakeLists.txt $(wildcard
 	$(RUN) -m vqkit
 	touch $@
 
-# Other people's quantizers, to measure against; without their dependencies, which would replace ours.
+# Other people's quantizers, to measure against; their dependencies by name, since the others would replace ours.
 $(VENV)/.peers: $(VENV)/.built
-	$(RUN) -m pip install -q -c constraints.txt --no-deps vector-quantize-pytorch einops einx faiss-cpu
+	$(RUN) -m pip install -q -c constraints.txt --no-deps vector-quantize-pytorch einops einx frozendict loguru torch-einops-utils faiss-cpu
+	$(RUN) -c "import vector_quantize_pytorch, faiss"
 	touch $@
 
 clean:
