@@ -5,15 +5,15 @@ import json
 import pathlib
 
 
-def _time(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms"
 
 
-def _memory(size: int | None) -> str:
+def mebibytes(size: int | None) -> str:
     return "-" if size is None else f"{size / 2**20:.1f} MiB"
 
 
-def _ratio(value: float) -> str:
+def factor(value: float) -> str:
     return f"{value:.1f}x" if value >= 0.95 else f"{value:.2f}x"
 
 
@@ -36,13 +36,13 @@ def table(results: dict) -> str:
         ours = next((r["stats"]["median"] for r in rows if r["extra_info"]["contender"] == "vqkit"), None)
         for number, row in enumerate(rows):
             stats, info = row["stats"], row["extra_info"]
-            ratio = "" if info["contender"] == "vqkit" or ours is None else _ratio(stats["median"] / ours)
+            ratio = "" if info["contender"] == "vqkit" or ours is None else factor(stats["median"] / ours)
             cells = [
                 group if number == 0 else "",
                 info["contender"],
-                _time(stats["median"]),
-                f"{_time(stats['min'])}..{_time(stats['max'])}",
-                _memory(info["extra_memory"]),
+                milliseconds(stats["median"]),
+                f"{milliseconds(stats['min'])}..{milliseconds(stats['max'])}",
+                mebibytes(info["extra_memory"]),
                 ratio,
             ]
             lines.append("| " + " | ".join(cells) + " |")
