@@ -127,12 +127,19 @@ class Search {
     // a sample serves as well as the mean of all: any common centre is right, one near the codes is precise
     const std::int64_t sample = std::min<std::int64_t>(p.code_count, 64);
     std::vector<double> sums(p.dim, 0.0);
+    std::int64_t found = 0;
     for (std::int64_t s = 0; s < sample; ++s) {
-      const T* code = p.codes + s * p.code_count / sample * p.dim;
-      for (std::int64_t d = 0; d < p.dim; ++d) sums[d] += double(code[d]);
+      // codes that are not finite, as rows left out of a search may be, must not cost the others their centre
+      std::int64_t index = s * p.code_count / sample;
+      const std::int64_t end = (s + 1) * p.code_count / sample;
+      while (index < end && !finite(code(index))) ++index;
+      if (index == end) continue;
+      ++found;
+      for (std::int64_t d = 0; d < p.dim; ++d) sums[d] += double(code(index)[d]);
     }
+    if (found == 0) return;
     for (std::int64_t d = 0; d < p.dim; ++d) {
-      const double mean = sums[d] / double(sample);
+      const double mean = sums[d] / double(found);
       if (std::abs(mean) < longest) centre[d] = T(mean);
     }
   }

@@ -15,9 +15,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 KERNELS = {
+    "_centre_kernel",
     "_prepare_kernel",
     "_search_kernel",
+    "_merge_kernel",
     "_exhaust_kernel",
+    "_collect_kernel",
     "_measure_kernel",
     "_forward_kernel",
     "_backward_kernel",
@@ -64,7 +67,7 @@ def compile_launch(kernel, capability: int, arguments: tuple, options: dict) -> 
         cubin.flush()
         usage = subprocess.run([tool, "--dump-resource-usage", cubin.name], capture_output=True, text=True, check=True).stdout
     used = dict(re.findall(r"(REG|STACK|SHARED):(\d+)", usage))
-    shape = " ".join(f"{k}={v}" for k, v in constants.items() if k in ("D", "ROWS", "CODES", "DIMS", "LISTS", "MEMBERS", "KEEP"))
+    shape = " ".join(f"{k}={v}" for k, v in constants.items() if k in ("D", "ROWS", "CODES", "DIMS", "LISTS", "MEMBERS", "KEEP", "WHOLE", "PARTS"))
     element = signature.get("latents_ptr", signature.get("codes_ptr", signature.get("sums_ptr")))
     return {
         "kernel": kernel.__name__,
@@ -90,6 +93,10 @@ def run_launchers() -> None:
         (torch.float64, 300, 1, 1, 1, True),
     )
     nearest.nearest_codes(torch.zeros(300, 512), torch.zeros(100, 512), 7, False, True)
+    # Few rows and many codes: what one program cannot search alone.
+    nearest.nearest_codes(torch.zeros(1024, 64), torch.zeros(4096, 64), 1, False, True)
+    nearest.nearest_codes(torch.zeros(1024, 256, dtype=torch.bfloat16), torch.zeros(4096, 256, dtype=torch.bfloat16), 1, False, True)
+    nearest.nearest_codes(torch.zeros(100, 8, dtype=torch.bfloat16), torch.zeros(4096, 8, dtype=torch.bfloat16), 8, True, True)
     for dtype, n, size, d, k, cosine in cases:
         latents, codes = torch.zeros(n, d, dtype=dtype), torch.zeros(size, d, dtype=dtype)
         nearest.nearest_codes(latents, codes, k, cosine, True)

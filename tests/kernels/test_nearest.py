@@ -7,7 +7,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if reason := probe.unavailable(torch.zeros(1, device=DEVICE)):
     pytest.skip(reason, allow_module_level=True)
 
-from vqkit.kernels import nearest, tile  # noqa: E402
+from vqkit.kernels import exhaustive, nearest, tile  # noqa: E402
 from vqkit.kernels.nearest import nearest_codes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -66,6 +66,93 @@ def test_many_tiles(small_tiles, dtype, k, cosine):
     check(latents, codes, k, cosine)
 
 
+@pytest.fixture
+def parts(small_tiles, monkeypatch):
+    """Every search is shared by programs that have a part of the codes each, one of them none or nearly none."""
+    monkeypatch.setattr(tile, "parts", lambda wanted, tiles: min(5, tiles))
+    if DEVICE == "cpu":
+        monkeypatch.setattr(probe, "processors", lambda _: 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_codes_in_parts(parts, dtype, k, cosine):
+    latents, codes = torch.randn(19, 21, device=DEVICE).to(dtype), torch.randn(99, 21, device=DEVICE).to(dtype)
+    # Equal codes lie in different parts.
+    codes[98], codes[20] = codes[3], codes[3]
+    latents[5:8], latents[9] = codes[3], 0
+    _, indices = check(latents, codes, k, cosine)
+    assert (indices[5:8, 0] == 3).all()
+    if k > 1:
+        assert indices[5:8, :3].tolist() == [[3, 20, 98]] * 3
+    if cosine:
+        assert indices[9].tolist() == list(range(k))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("k", [1, 3])
+def test_codes_in_parts_and_whole_give_the_same_bits(small_tiles, monkeypatch, k, cosine, exact):
+    latents, codes = torch.randn(18, 6, device=DEVICE), torch.randn(40, 6, device=DEVICE).repeat(2, 1)
+    codes[:33], codes[70, 2], latents[4, 1], latents[11] = float("nan"), float("inf"), float("nan"), 0
+    whole = nearest_codes(latents, codes, k, cosine, exact)
+    monkeypatch.setattr(tile, "parts", lambda wanted, tiles: min(3, tiles))
+    parts = nearest_codes(latents, codes, k, cosine, exact)
+    assert torch.equal(whole[1], parts[1]) and torch.equal(whole[0].nan_to_num(-1), parts[0].nan_to_num(-1))
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_float32_cannot_tell_apart_is_searched_again(parts, apart):
+    """Codes that differ by a bit or two, in different parts or in one: a wrong certificate of the merged lists shows."""
+    codes = torch.randn(45, 21, device=DEVICE).sign()
+    codes = (codes.repeat(2, 1) if apart else codes.repeat_interleave(2, 0)) + 2e-7 * torch.randn(90, 21, device=DEVICE)
+    check(torch.randn(40, 21, device=DEVICE), codes, 1, slack=1e-15)
+
+
+@pytest.mark.parametrize("finite", [0, 2])
+@pytest.mark.parametrize("cosine", [False, True])
+def test_parts_without_a_finite_code(parts, finite, cosine):
+    codes = torch.full((100, 3), float("nan"), device=DEVICE)
+    codes[[60, 90][:finite]] = torch.randn(finite, 3, device=DEVICE)
+    latents = torch.randn(20, 3, device=DEVICE)
+    distances, indices = nearest_codes(latents, codes, 3, cosine, True)
+    if finite:
+        order = exact_distances(latents, codes[[60, 90]], cosine).sort(dim=1).indices
+        assert torch.equal(indices[:, :2], torch.tensor([60, 90], device=DEVICE)[order])
+    assert indices[:, finite:].tolist() == [list(range(3 - finite))] * 20 and distances[:, finite:].isposinf().all()
+
+
+@pytest.mark.parametrize("pending", [0, 1, 5, 17, 40])
+@pytest.mark.parametrize("k", [1, 3])
+def test_any_number_of_pending_rows_is_shared_out(parts, pending, k):
+    """From no row to more groups of rows than programs: each pending row is searched again, no other is touched."""
+    latents, codes = torch.randn(40, 6, device=DEVICE), torch.randn(90, 6, device=DEVICE)
+    order = torch.randperm(40, device=DEVICE)
+    indices = torch.full((40, k), -3, device=DEVICE)
+    count = torch.tensor([pending], device=DEVICE, dtype=torch.int32)
+    exhaustive.search(latents, codes, torch.ones(90, dtype=torch.float64, device=DEVICE), count, order, indices, False)
+    truth = exact_distances(latents, codes, False).sort(dim=1).indices[:, :k]
+    assert torch.equal(indices[order[:pending]], truth[order[:pending]]) and (indices[order[pending:]] == -3).all()
+
+
+def test_few_rows_are_shared_by_all_processors(monkeypatch):
+    """A block of rows has a program for each part of the codes: a GPU with 132 processors is not left to 2 programs."""
+    grids, kernel = [], nearest._search_kernel
+
+    class Recorded:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return kernel[grid]
+
+    monkeypatch.setattr(nearest, "_search_kernel", Recorded())
+    monkeypatch.setattr(tile, "search", lambda *_: tile.Tile(16, 16, 16, 4, 1))
+    monkeypatch.setattr(probe, "processors", lambda _: 3)
+    check(torch.randn(20, 5, device=DEVICE), torch.randn(200, 5, device=DEVICE), 1)
+    check(torch.randn(90, 5, device=DEVICE), torch.randn(200, 5, device=DEVICE), 1)
+    assert grids == [(2, 3), (6, 1)]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cosine", [False, True])
 def test_duplicated_codes_go_to_the_lowest_index(dtype, cosine):
@@ -90,13 +177,16 @@ def test_ties_between_different_codes(cosine):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0, 20])
-def test_few_rows_need_the_exhaustive_search(dtype, offset):
+@pytest.mark.parametrize("left_out", [0, 250])
+def test_few_rows_need_the_exhaustive_search(dtype, offset, left_out):
+    """Nor does that change where many codes are NaN, which is how rows are left out of ``nearest_row``."""
     latents, codes = (torch.randn(300, 32, device=DEVICE) + offset).to(dtype), (torch.randn(500, 32, device=DEVICE) + offset).to(dtype)
+    codes[500 - left_out :] = float("nan")
     prepared = nearest._prepare(codes, False)
     indices = torch.full((300, 1), -1, device=DEVICE)
     nearest._search(latents, codes, prepared, indices, False, True)
     assert prepared.state[3].item() <= 15
-    assert torch.equal(indices[:, 0], exact_distances(latents, codes, False).min(dim=1).indices)
+    assert torch.equal(indices[:, 0], exact_distances(latents, codes[: 500 - left_out], False).min(dim=1).indices)
 
 
 @pytest.mark.parametrize("split", [False, True])

@@ -1,15 +1,16 @@
 """Nearest-code search: tensor-core scores, a certificate for every row, and float64 for the rows without one.
 
 The cost of a code is |c|^2 / 2 - x . c, never |x - c|^2, which would lose the low bits of |x|^2; under cosine it is
--x . c / |c|. Four kernels:
+-x . c / |c|. Four steps:
 
 1. ``_prepare_kernel`` writes the codes as the tensor cores take them: under l2 minus a centre, since an offset common to all
    codes decides nothing and costs bits; under cosine scaled by a power of two to a norm in [1, 2). It also measures what the
    error bound needs.
 2. ``_search_kernel`` goes through the codes in tiles, never writing a score, and keeps each row's k + 1 smallest costs. A row
    whose adjacent costs all differ by twice the error bound is certified; the number of any other is appended to a list.
-3. ``_exhaust_kernel`` searches the rows of that list again in float64, by sums of (x - c)^2. Its grid is fixed and it reads the
-   length of the list on the device: the host never waits, and the launch can be captured in a CUDA graph.
+   Where there are too few rows to fill the device, each block of them is searched by several programs, each in its part of
+   the codes, and ``_merge_kernel`` keeps the k + 1 smallest of all parts: the same costs, hence the same rows certified.
+3. ``exhaustive.search`` searches the rows of that list again in float64, by sums of (x - c)^2.
 4. ``_measure_kernel`` computes the distances of the chosen codes in float64 and settles the rows that are not finite.
 
 The bound on a cost, for operands x', c' and residuals r: |x'| |r_c| + |r_x| |c| for the rounding of the operands,
@@ -25,7 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vqkit.kernels import probe, tile
+from vqkit.kernels import exhaustive, probe, tile
+from vqkit.kernels.exhaustive import load_float64
+from vqkit.kernels.parts import load_lists, store_lists
 from vqkit.kernels.ranking import best_several, best_two, empty_list, take_best
 
 
@@ -35,18 +38,34 @@ def rejects(*tensors: Tensor) -> str | None:
 
 
 @triton.jit
-def _load_float64(pointer, mask):
-    """Load as float64, by way of float32: the interpreter widens bfloat16 to nothing else."""
-    value = tl.load(pointer, mask=mask, other=0.0)
-    if value.dtype != tl.float64:
-        value = value.to(tl.float32)
-    return value.to(tl.float64)
-
-
-@triton.jit
 def _raise_limit(limit_ptr, values):
     """Raise a running maximum of float32 values >= 0; the integers of their bits have the same order."""
     tl.atomic_max(limit_ptr, tl.max(values.to(tl.float32), axis=0).to(tl.int32, bitcast=True))
+
+
+@triton.jit(do_not_specialize=["codebook_size"])
+def _centre_kernel(
+    codes_ptr, low_ptr, high_ptr, centre_ptr, codebook_size,
+    D: tl.constexpr, HALF: tl.constexpr, CODES: tl.constexpr, DIMS: tl.constexpr,
+):  # fmt: skip
+    """The mean of what is finite in a sample of the codes; in HALF precision only where the least and largest code allow it."""
+    code = tl.arange(0, CODES).to(tl.int64) * codebook_size // CODES
+    dims = tl.program_id(0) * DIMS + tl.arange(0, DIMS)
+    inside = dims < D
+    value = load_float64(codes_ptr + code[:, None] * D + dims[None, :], (code >= 0)[:, None] & inside[None, :])
+    finite = tl.abs(value) < float("inf")
+    count = tl.sum(tl.where(finite, 1, 0), axis=0)
+    mean = tl.sum(tl.where(finite, value, 0.0), axis=0) / tl.maximum(count, 1)
+    if HALF:
+        # The operands must stay exact: centre only where y / 2 <= c <= 2 y, so that c - y has no rounding.
+        mean = mean.to(tl.float32).to(codes_ptr.dtype.element_ty).to(tl.float32).to(tl.float64)
+        low = load_float64(low_ptr + dims, inside)
+        high = load_float64(high_ptr + dims, inside)
+        near = (low * high > 0) & (tl.maximum(tl.abs(low), tl.abs(high)) <= 2 * tl.minimum(tl.abs(low), tl.abs(high)))
+        mean = tl.where(near, mean, 0.0)
+    # A sum of the largest float64 values overflows.
+    mean = tl.where(tl.abs(mean) < float("inf"), mean, 0.0)
+    tl.store(centre_ptr + dims, mean.to(centre_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["codebook_size"])
@@ -65,7 +84,7 @@ def _prepare_kernel(
     for start in range(0, D, DIMS):
         dims = start + tl.arange(0, DIMS)
         mask = live[:, None] & (dims < D)[None, :]
-        value = _load_float64(codes_ptr + code[:, None] * D + dims[None, :], mask)
+        value = load_float64(codes_ptr + code[:, None] * D + dims[None, :], mask)
         faults += tl.sum(tl.where(tl.abs(value) < float("inf"), 0, 1), axis=1)
         value -= tl.load(centre_ptr + dims, mask=dims < D, other=0.0).to(tl.float64)[None, :]
         squares += tl.sum(tl.where(mask, value * value, 0.0), axis=1)
@@ -80,7 +99,7 @@ def _prepare_kernel(
     for start in range(0, D, DIMS):
         dims = start + tl.arange(0, DIMS)
         mask = live[:, None] & (dims < D)[None, :]
-        value = _load_float64(codes_ptr + code[:, None] * D + dims[None, :], mask)
+        value = load_float64(codes_ptr + code[:, None] * D + dims[None, :], mask)
         value -= tl.load(centre_ptr + dims, mask=dims < D, other=0.0).to(tl.float64)[None, :]
         value = tl.where(finite[:, None], value * scale[:, None], 0.0)
         operand = value.to(tl.float32).to(operands_ptr.dtype.element_ty)
@@ -136,14 +155,35 @@ def _cost_bound(squares, lacking, state_ptr, D: tl.constexpr, RELATIVE: tl.const
     return norm * code_norm * RELATIVE + operands + half_square * 4.8e-7 + D * 1e-36
 
 
-@triton.jit(do_not_specialize=["n", "codebook_size"])
+@triton.jit
+def _settle(
+    kept_costs, kept_columns, bound, rows, live, state_ptr, indices_ptr, pending_ptr, KEEP: tl.constexpr
+):  # fmt: skip
+    """Store the KEEP - 1 cheapest columns of each row's list; append the rows whose order is not certain to that of the pending."""
+    previous, column, kept_costs = take_best(kept_costs, kept_columns)
+    tl.store(indices_ptr + rows * (KEEP - 1), column.to(tl.int64), mask=live)
+    certain = live
+    for rank in range(1, KEEP):
+        cost, column, kept_costs = take_best(kept_costs, kept_columns)
+        # Infinity less infinity, where finite codes are too few, is no margin.
+        certain = certain & (cost - previous >= bound)
+        tl.store(indices_ptr + rows * (KEEP - 1) + rank, column.to(tl.int64), mask=live & (rank < KEEP - 1))
+        previous = cost
+    pending = live & (certain == 0)
+    slot = tl.atomic_add(state_ptr + 3 + tl.zeros_like(column), 1, mask=pending)
+    tl.store(pending_ptr + slot, rows, mask=pending)
+
+
+@triton.jit(do_not_specialize=["n", "codebook_size", "span"])
 def _search_kernel(
     latents_ptr, centre_ptr, operands_ptr, shifts_ptr, scales_ptr, state_ptr, indices_ptr, pending_ptr,
-    n, codebook_size, slack, D: tl.constexpr, COSINE: tl.constexpr, KEEP: tl.constexpr, LANES: tl.constexpr,
-    RELATIVE: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, CODES: tl.constexpr, DIMS: tl.constexpr,
+    costs_ptr, columns_ptr, bounds_ptr, n, codebook_size, span, slack, D: tl.constexpr, COSINE: tl.constexpr,
+    KEEP: tl.constexpr, LANES: tl.constexpr, WHOLE: tl.constexpr, RELATIVE: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, CODES: tl.constexpr, DIMS: tl.constexpr,
 ):  # fmt: skip
-    """The KEEP - 1 cheapest codes of each row, and the list of the rows whose order is not certain."""
+    """Search ``span`` codes for a block of rows, then settle the rows or, unless these are the WHOLE, store what was found."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    part = tl.program_id(1)
     live = rows < n
     squares = tl.zeros((ROWS,), dtype=tl.float32)
     lacking = tl.zeros((ROWS,), dtype=tl.float32)
@@ -162,7 +202,11 @@ def _search_kernel(
         index = tl.zeros((ROWS,), dtype=tl.int32)
     else:
         kept_costs, kept_columns = empty_list(ROWS, LANES, tl.float32)
-    for first in range(0, codebook_size, CODES):
+    begin, end = 0, codebook_size
+    if not WHOLE:
+        begin = part * span
+        end = tl.minimum(begin + span, codebook_size)
+    for first in range(begin, end, CODES):
         columns = first + tl.arange(0, CODES)
         present = columns < codebook_size
         products = tl.zeros((ROWS, CODES), dtype=tl.float32)
@@ -181,69 +225,32 @@ def _search_kernel(
         else:
             kept_costs, kept_columns = best_several(costs, columns, kept_costs, kept_columns, KEEP, LANES)
 
-    bound = slack * _cost_bound(squares, lacking, state_ptr, D, RELATIVE)
     if KEEP == 2:
-        tl.store(indices_ptr + rows, index.to(tl.int64), mask=live)
-        certain = second - best >= bound
-        farthest = best
-    else:
-        previous, column, kept_costs = take_best(kept_costs, kept_columns)
-        tl.store(indices_ptr + rows * (KEEP - 1), column.to(tl.int64), mask=live)
-        certain = live
-        farthest = previous
-        for rank in range(1, KEEP):
-            cost, column, kept_costs = take_best(kept_costs, kept_columns)
-            certain = certain & (cost - previous >= bound)
-            tl.store(indices_ptr + rows * (KEEP - 1) + rank, column.to(tl.int64), mask=live & (rank < KEEP - 1))
-            farthest = tl.where(rank < KEEP - 1, cost, farthest)
-            previous = cost
+        kept_costs = tl.join(best, second)
+        # Nobody asks which code came second.
+        kept_columns = tl.join(index, tl.full((ROWS,), 2147483647, dtype=tl.int32))
+    bound = slack * _cost_bound(squares, lacking, state_ptr, D, RELATIVE)
     if COSINE:
         # A zero row is as near to all codes that are finite: the costs are exact.
-        certain = certain | ((peak == 0) & (bound < float("inf")) & (farthest < float("inf")))
-    pending = live & (certain == 0)
-    slot = tl.atomic_add(state_ptr + 3 + tl.zeros((ROWS,), dtype=tl.int32), 1, mask=pending)
-    tl.store(pending_ptr + slot, rows, mask=pending)
+        bound = tl.where((peak == 0) & (bound < float("inf")), 0.0, bound)
+    if WHOLE:
+        _settle(kept_costs, kept_columns, bound, rows, live, state_ptr, indices_ptr, pending_ptr, KEEP)
+    else:
+        store_lists(costs_ptr, columns_ptr, part * n + rows, live, kept_costs, kept_columns, LANES)
+        tl.store(bounds_ptr + rows, bound, mask=live & (part == 0))
 
 
-@triton.jit(do_not_specialize=["codebook_size"])
-def _exhaust_kernel(
-    latents_ptr, codes_ptr, norms_ptr, state_ptr, pending_ptr, indices_ptr, codebook_size,
-    D: tl.constexpr, COSINE: tl.constexpr, K: tl.constexpr, LANES: tl.constexpr,
-    ROWS: tl.constexpr, CODES: tl.constexpr, DIMS: tl.constexpr,
+@triton.jit(do_not_specialize=["n", "parts"])
+def _merge_kernel(
+    costs_ptr, columns_ptr, bounds_ptr, state_ptr, indices_ptr, pending_ptr, n, parts,
+    KEEP: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The K cheapest codes of each pending row by sums in float64, a few rows of the list at a time."""
-    count = tl.load(state_ptr + 3)
-    for begin in range(tl.program_id(0) * ROWS, count, tl.num_programs(0) * ROWS):
-        slots = begin + tl.arange(0, ROWS)
-        live = slots < count
-        rows = tl.load(pending_ptr + slots, mask=live, other=0)
-        kept_costs, kept_columns = empty_list(ROWS, LANES, tl.float64)
-        for first in range(0, codebook_size, CODES):
-            columns = first + tl.arange(0, CODES)
-            present = columns < codebook_size
-            total = tl.zeros((ROWS, CODES, DIMS), dtype=tl.float64)
-            for start in range(0, D, DIMS):
-                dims = start + tl.arange(0, DIMS)
-                inside = (dims < D)[None, :]
-                row = _load_float64(latents_ptr + rows[:, None] * D + dims[None, :], live[:, None] & inside)[:, None, :]
-                address = columns.to(tl.int64)[:, None] * D + dims[None, :]
-                code = _load_float64(codes_ptr + address, present[:, None] & inside)[None, :, :]
-                if COSINE:
-                    total -= row * code
-                else:
-                    total += (row - code) * (row - code)
-            norms = tl.load(norms_ptr + columns, mask=present, other=1.0)[None, :]
-            costs = tl.sum(total, axis=2)
-            if COSINE:
-                costs /= norms
-            # Order: any finite code, its cost beyond float64 or not; codes that are not finite; then nothing.
-            costs = tl.where(costs < 1e308, costs, 1e308)
-            costs = tl.where(norms == norms, costs, 1.5e308)
-            costs = tl.where(present[None, :], costs, float("inf"))
-            kept_costs, kept_columns = best_several(costs, columns, kept_costs, kept_columns, K, LANES)
-        for rank in range(K):
-            _, column, kept_costs = take_best(kept_costs, kept_columns)
-            tl.store(indices_ptr + rows * K + rank, column.to(tl.int64), mask=live)
+    """Settle a block of rows whose codes were searched in parts."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = rows < n
+    kept_costs, kept_columns = load_lists(costs_ptr, columns_ptr, rows, live, n, parts, PARTS, LANES)
+    bound = tl.load(bounds_ptr + rows, mask=live, other=0.0)
+    _settle(kept_costs, kept_columns, bound, rows, live, state_ptr, indices_ptr, pending_ptr, KEEP)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -264,8 +271,8 @@ def _measure_kernel(
         for start in range(0, D, DIMS):
             dims = start + tl.arange(0, DIMS)
             mask = live[:, None] & (dims < D)[None, :]
-            row = _load_float64(latents_ptr + rows[:, None] * D + dims[None, :], mask)
-            code = _load_float64(codes_ptr + index[:, None] * D + dims[None, :], mask)
+            row = load_float64(latents_ptr + rows[:, None] * D + dims[None, :], mask)
+            code = load_float64(codes_ptr + index[:, None] * D + dims[None, :], mask)
             faults += tl.sum(tl.where(tl.abs(row) < float("inf"), 0, 1), axis=1)
             code_faults += tl.sum(tl.where(tl.abs(code) < float("inf"), 0, 1), axis=1)
             if COSINE:
@@ -295,17 +302,20 @@ class _Codes(NamedTuple):
 
 
 def _centre(codes: Tensor, cosine: bool) -> Tensor:
-    """What is subtracted from rows and codes (D,), float32 or float64: any finite value is right, the mean is best."""
+    """What is subtracted from rows and codes (D,), float32 or float64: any finite value is right, their mean is best."""
+    size, d = codes.shape
     compute = torch.promote_types(codes.dtype, torch.float32)
     if cosine:
-        return codes.new_zeros(codes.shape[1], dtype=compute)
-    mean = codes.mean(0, dtype=compute)
-    if compute != codes.dtype:
-        # Half-precision operands must stay exact: centre only where y / 2 <= c <= 2 y, so that c - y has no rounding.
-        low, high = (bound.to(compute) for bound in codes.aminmax(dim=0))
-        near = (low * high > 0) & (torch.maximum(low.abs(), high.abs()) <= 2 * torch.minimum(low.abs(), high.abs()))
-        mean = mean.to(codes.dtype).to(compute).where(near, 0.0)
-    return mean.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        return codes.new_zeros(d, dtype=compute)
+    centre = codes.new_empty(d, dtype=compute)
+    half = compute != codes.dtype
+    # Codes that are not finite, as rows left out of a search may be, must not cost the others their centre.
+    low, high = (codes.nan_to_num(torch.inf).amin(0), codes.nan_to_num(-torch.inf).amax(0)) if half else (centre, centre)
+    sizes = tile.sample(d, probe.device_kind(codes))
+    _centre_kernel[(triton.cdiv(d, sizes.dims),)](
+        codes, low, high, centre, size, D=d, HALF=half, CODES=sizes.columns, DIMS=sizes.dims, num_warps=sizes.warps
+    )
+    return centre
 
 
 def _prepare(codes: Tensor, cosine: bool) -> _Codes:
@@ -338,25 +348,32 @@ def relative_bound(d: int, split: bool) -> float:
 def _search(latents: Tensor, codes: Tensor, prepared: _Codes, indices: Tensor, cosine: bool, exact: bool) -> None:
     """Fill ``indices`` (N, k)."""
     (n, k), (size, d) = indices.shape, codes.shape
-    device = probe.device_kind(latents)
+    device, lanes = probe.device_kind(latents), triton.next_power_of_2(k + 1)
     centre, operands, shifts, scales, norms, state = prepared
-    whole = operands.dtype == torch.float32
+    split = operands.dtype == torch.float32
     pending = latents.new_empty(n, dtype=torch.int64)
     sizes = tile.search(n, size, d, operands.dtype, device, k + 1)
-    _search_kernel[(triton.cdiv(n, sizes.rows),)](
-        latents, centre, operands, shifts, scales, state, indices, pending, n, size, 2.02 if exact else 0.0,
-        D=d, COSINE=cosine, KEEP=k + 1, LANES=triton.next_power_of_2(k + 1),
-        RELATIVE=relative_bound(d, whole), PRECISION="tf32x3" if whole else "ieee",
+    blocks, tiles = triton.cdiv(n, sizes.rows), triton.cdiv(size, sizes.columns)
+    # Two programs a multiprocessor.
+    span = triton.cdiv(tiles, tile.parts(2 * probe.processors(latents) // blocks, tiles)) * sizes.columns
+    parts = triton.cdiv(size, span)
+    lists = (parts if parts > 1 else 0, n, lanes)
+    costs, columns = shifts.new_empty(lists), pending.new_empty(lists, dtype=torch.int32)
+    bounds = shifts.new_empty(n if parts > 1 else 0)
+    _search_kernel[(blocks, parts)](
+        latents, centre, operands, shifts, scales, state, indices, pending, costs, columns, bounds,
+        n, size, span, 2.02 if exact else 0.0, D=d, COSINE=cosine, KEEP=k + 1, LANES=lanes, WHOLE=parts == 1,
+        RELATIVE=relative_bound(d, split), PRECISION="tf32x3" if split else "ieee",
         ROWS=sizes.rows, CODES=sizes.columns, DIMS=sizes.dims, num_warps=sizes.warps, num_stages=sizes.stages,
     )  # fmt: skip
+    if parts > 1:
+        sizes = tile.merge(lanes, device)
+        _merge_kernel[(triton.cdiv(n, sizes.rows),)](
+            costs, columns, bounds, state, indices, pending, n, parts,
+            KEEP=k + 1, LANES=lanes, ROWS=sizes.rows, PARTS=tile.MOST_PARTS, num_warps=sizes.warps,
+        )  # fmt: skip
     # Even the fast search sends what overflowed here.
-    sizes = tile.exhaustive(size, d, device)
-    programs = min(triton.cdiv(n, sizes.rows), 4 * probe.processors(latents))
-    _exhaust_kernel[(programs,)](
-        latents, codes, norms, state, pending, indices, size,
-        D=d, COSINE=cosine, K=k, LANES=triton.next_power_of_2(k),
-        ROWS=sizes.rows, CODES=sizes.columns, DIMS=sizes.dims, num_warps=sizes.warps,
-    )  # fmt: skip
+    exhaustive.search(latents, codes, norms, state[3:], pending, indices, cosine)
 
 
 def nearest_codes(latents: Tensor, codes: Tensor, k: int, cosine: bool, exact: bool) -> tuple[Tensor, Tensor]:

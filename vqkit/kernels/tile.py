@@ -1,7 +1,8 @@
 """Tile sizes: plain functions of the problem and the device, so that a shape always compiles the same kernel.
 
 ``device`` is a compute capability such as (9, 0), or "interpreter", where a step costs milliseconds whatever its size and
-tiles are therefore large. No size follows N beyond one threshold: another batch size must not compile another kernel.
+tiles are therefore large. No size follows N beyond one threshold: another batch size must not compile another kernel; ``parts``
+does, but is an argument of the kernels.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,11 @@ Device = tuple[int, int] | str
 
 # Fewer rows than this do not fill a GPU with tall tiles.
 _FEW_ROWS = 16384
+
+# Parts of the codes for which the programs that merge them have room.
+MOST_PARTS = 128
+# Fewer tiles of codes than this take less time than starting and merging another part.
+_LEAST_TILES = 4
 
 # Triton's layouts of three-dimensional tiles break on a last dimension of one.
 _LEAST_DIMS = 4
@@ -46,12 +52,29 @@ def search(n: int, k: int, d: int, dtype: torch.dtype, device: Device, keep: int
     return Tile(64, codes, min(dims, 32), 8 if codes == 128 else 4, 2)
 
 
+def parts(wanted: int, tiles: int) -> int:
+    """In how many parts separate programs search ``tiles`` tiles of codes, at least one, where ``wanted`` would fill the device."""
+    return max(1, min(wanted, tiles // _LEAST_TILES, MOST_PARTS))
+
+
 def exhaustive(k: int, d: int, device: Device) -> Tile:
     """The float64 search: rows x codes x dims of one step, all held in registers."""
     if device == INTERPRETER:
         return Tile(16, 128, min(_power(d), 32), 4, 1)
     dims = min(max(_LEAST_DIMS, _power(d)), 16)
     return Tile(4, min(_power(k), max(16, 1024 // dims)), dims, 4, 1)
+
+
+def sample(d: int, device: Device) -> Tile:
+    """A look at a few codes, all at once: codes x dims."""
+    if device == INTERPRETER:
+        return Tile(1, 256, min(_power(d), 256), 4, 1)
+    return Tile(1, 256, min(_power(d), 16), 4, 1)
+
+
+def merge(lanes: int, device: Device) -> Tile:
+    """Rows whose lists of ``lanes`` places, one a part, are ranked in one step."""
+    return Tile(128 if device == INTERPRETER else max(1, 2048 // (MOST_PARTS * lanes)), MOST_PARTS * lanes, 1, 4, 1)
 
 
 def rows(d: int, device: Device) -> Tile:

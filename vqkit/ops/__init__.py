@@ -2,6 +2,8 @@
 
 from vqkit.ops.aggregate import Graph, aggregate
 from vqkit.ops.nearest import nearest_code, nearest_codes
+from vqkit.ops.nearest_row import nearest_row
+from vqkit.ops.sharded import gather_sharded_codes, sharded_nearest_codes
 from vqkit.ops.statistics import code_counts, code_statistics, ema_update
 from vqkit.ops.straight_through import straight_through
 
@@ -11,7 +13,10 @@ __all__ = [
     "code_counts",
     "code_statistics",
     "ema_update",
+    "gather_sharded_codes",
     "nearest_code",
     "nearest_codes",
+    "nearest_row",
+    "sharded_nearest_codes",
     "straight_through",
 ]
