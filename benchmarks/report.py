@@ -6,7 +6,8 @@ import pathlib
 
 
 def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"
+    milliseconds = seconds * 1e3
+    return f"{milliseconds:.3g} ms" if milliseconds < 999.5 else f"{milliseconds:,.0f} ms"
 
 
 def mebibytes(size: int | None) -> str:

@@ -1,4 +1,4 @@
-"""What is computed: the four operators, each with its contract, reference, autograd and registration with torch.library."""
+"""What is computed: the operators, each with its contract, reference, autograd and registration with torch.library."""
 
 from vqkit.ops.aggregate import Graph, aggregate
 from vqkit.ops.nearest import nearest_code, nearest_codes
