@@ -42,6 +42,13 @@ def test_round_trip_gives_the_same_bits(build, kind, images, tmp_path):
     assert sorted(file.name for file in (tmp_path / "deep" / "model").iterdir()) == ["config.json", "model.safetensors"]
 
 
+def test_the_same_model_is_the_same_bytes(build, tmp_path):
+    model = build("vqct")
+    for number in range(8):
+        model.save_pretrained(tmp_path / str(number))
+    assert len({(folder / "model.safetensors").read_bytes() for folder in tmp_path.iterdir()}) == 1
+
+
 def test_dtype_and_memory_format_survive(build, images, tmp_path):
     model = build("vqgan").to(memory_format=torch.channels_last).to(torch.float64)
     expected = outputs(model, images.double())

@@ -27,8 +27,8 @@ def write(folder: str | os.PathLike, name: str, config: dict, module: nn.Module)
     text = json.dumps({"name": name, "config": config}, ensure_ascii=False, indent=1, sort_keys=True)
     # safetensors refuses shared memory and strides: store plain copies
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in module.state_dict().items()}
-    metadata = {"format": "pt", _TEXT: text}
-    _replace(folder / _WEIGHTS, lambda path: save_file(tensors, path, metadata=metadata))
+    # one key: safetensors writes several in no fixed order, and the same model is to be the same bytes
+    _replace(folder / _WEIGHTS, lambda path: save_file(tensors, path, metadata={_TEXT: text}))
     _replace(folder / _CONFIG, lambda path: Path(path).write_text(text, encoding="utf-8"))
 
 
