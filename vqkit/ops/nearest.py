@@ -26,7 +26,7 @@ def _reference(latents: Tensor, codes: Tensor, k: int, cosine: bool, exact: bool
     searched = sound
     if cosine:
         # A zero row has similarity 0 with every code.
-        rows, table, searched = _scaled(rows), _scaled(table), sound & (rows != 0).any(-1)
+        rows, table, searched = scaled(rows), scaled(table), sound & (rows != 0).any(-1)
     chosen = places.repeat(len(rows), 1)
     distances = rows.new_ones(chosen.shape).masked_fill_(places >= size, torch.inf)
     if size and searched.any():
@@ -37,13 +37,13 @@ def _reference(latents: Tensor, codes: Tensor, k: int, cosine: bool, exact: bool
     return distances, order[chosen].where(sound[:, None], places)
 
 
-def _scaled(vectors: Tensor) -> Tensor:
+def scaled(vectors: Tensor) -> Tensor:
     """Each vector times a power of two, which is exact, so that no square leaves the range of float64."""
     exponent = vectors.abs().amax(-1, keepdim=True).frexp().exponent
     return vectors * torch.exp2(-exponent.clamp(-1000, 1000).double())
 
 
-def _closeness(rows: Tensor, codes: Tensor, cosine: bool) -> Tensor:
+def closeness_of(rows: Tensor, codes: Tensor, cosine: bool) -> Tensor:
     """-|x - c|^2, or x . c / |c|, by sums over D: rows (N, D), codes (N or 1, C, D) -> (N, C)."""
     if not cosine:
         return -(rows[:, None] - codes).square().sum(-1)
@@ -68,8 +68,10 @@ def _search(rows: Tensor, table: Tensor, k: int, cosine: bool) -> tuple[Tensor, 
     start = norms.square() * (0.5 * slope - (0.0 if cosine else 0.5))
     operand = torch.cat([moved, slope * norms[:, None]], 1).T
     everything = torch.arange(size, device=table.device)[None]
-    found = []
-    for block in rows.split(max(1, _BLOCK // max(size, keep * dim))):
+    step = max(1, _BLOCK // max(size, keep * dim))
+    # Filled in place: results kept between the blocks' large arrays would keep the allocator from using their memory again.
+    found = rows.new_empty((rows.shape[0], k)), everything.new_empty((rows.shape[0], k))
+    for block, *into in zip(rows.split(step), *(part.split(step) for part in found)):
         moved = normalize(block, eps=1e-300) if cosine else block - centre
         norm = moved.norm(dim=-1, keepdim=True)
         upper, kept = torch.addmm(start, torch.cat([moved, norm], 1), operand).topk(keep)
@@ -77,19 +79,19 @@ def _search(rows: Tensor, table: Tensor, k: int, cosine: bool) -> tuple[Tensor, 
         proved = (lower[:, :-1] > upper[:, 1:])[:, :k].all(-1)
         complete = lower[:, :k].amin(-1) > upper[:, -1] if keep < size else torch.ones_like(proved)
         places = kept[:, :k].contiguous()
-        closeness = _closeness(block, table[places], cosine)
+        closeness = closeness_of(block, table[places], cosine)
         part = (~proved & complete).nonzero()[:, 0]
         closeness[part], places[part] = _compare(block[part], table, kept[part].sort(dim=-1).values, k, cosine)
         for part in (~proved & ~complete).nonzero()[:, 0].split(max(1, _BLOCK // table.numel())):
             closeness[part], places[part] = _compare(block[part], table, everything, k, cosine)
-        found.append((closeness, places))
-    closeness, places = (torch.cat(part) for part in zip(*found))
-    return closeness, places
+        for target, part in zip(into, (closeness, places)):
+            target.copy_(part)
+    return found
 
 
 def _compare(rows: Tensor, table: Tensor, places: Tensor, k: int, cosine: bool) -> tuple[Tensor, Tensor]:
     """The k nearest among the codes at ascending ``places`` (N or 1, C); the sort is stable: ties go to the lowest."""
-    ranked = _closeness(rows, table[places], cosine).sort(dim=-1, descending=True, stable=True)
+    ranked = closeness_of(rows, table[places], cosine).sort(dim=-1, descending=True, stable=True)
     return ranked.values[:, :k], places.expand(rows.shape[0], -1).gather(1, ranked.indices[:, :k])
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vqkit.backend import BackendError
-from vqkit.ops.nearest import MAX_K, Metric, Precision, _closeness, _scaled, nearest_codes
+from vqkit.ops.nearest import MAX_K, Metric, Precision, closeness_of, scaled, nearest_codes
 from vqkit.ops.operator import FLOATS, check_codes, check_rows, check_size
 from vqkit.ops.statistics import check_indices
 
@@ -164,7 +164,7 @@ def _costs(rows: Tensor, codes: Tensor, places: Tensor, cosine: bool) -> Tensor:
     for x, chosen, cost in zip(rows.split(step), places.split(step), costs.split(step)):
         x, table = x.double(), codes[chosen].double()
         finite = table.isfinite().all(-1)
-        closeness = _closeness(_scaled(x), _scaled(table), True) if cosine else _closeness(x, table, False)
+        closeness = closeness_of(scaled(x), scaled(table), True) if cosine else closeness_of(x, table, False)
         # A finite code comes before those that are not, however far away.
         cost.copy_((-closeness).clamp(max=torch.finfo(torch.float64).max).where(finite, torch.inf))
     return costs
@@ -203,7 +203,7 @@ def _settled(rows: Tensor, best: Tensor, cosine: bool) -> tuple[Tensor, Tensor]:
     costs, indices = best[..., 0].contiguous().view(torch.float64), best[..., 1]
     distances = costs.where(costs < torch.finfo(torch.float64).max, torch.inf)
     if cosine:
-        length = _scaled(rows.double()).norm(dim=-1, keepdim=True)
+        length = scaled(rows.double()).norm(dim=-1, keepdim=True)
         distances = 1 + distances / length.where(length > 0, 1.0)
     sound = rows.isfinite().all(-1, keepdim=True)
     distances = distances.where(sound, torch.nan).to(torch.promote_types(rows.dtype, torch.float32))
