@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,9 @@ def started(device: str):
     # A group that somebody else opened is used and left open.
     mine = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
     if mine:
+        # DistributedDataParallel imports it; imported while a group is open, it would hold that group for ever.
+        import torch._dynamo  # noqa: F401
+
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     together = dist.is_initialized()
     try:
@@ -85,6 +89,9 @@ def started(device: str):
     finally:
         if mine:
             dist.destroy_process_group()
+            # A DistributedDataParallel, which lies in reference cycles, holds the group still. Its threads must end before the
+            # interpreter does: one that lets go of a tensor while Python shuts down aborts the process.
+            gc.collect()
 
 
 def choose_precision(asked: str, device: torch.device) -> torch.dtype:

@@ -39,24 +39,32 @@ def train(recipe: str, settings: TokenizerSettings) -> Path:
     checkpoint and raise SystemExit.
     """
     with started(settings.device) as ranks, Stop() as stop, _reproducible(ranks.device):
-        source = open_split(settings.data, "train", seed=settings.seed)
-        _check_folder(recipe, settings, ranks)
-        run = Run(recipe, settings, source, ranks)
-        try:
-            # Noted only now: settings that a model refuses must not bind the folder to them.
-            if ranks.first:
-                checkpoint.write_json(settings.out / "config.json", to_json(recipe, settings))
-            run.restore()
-            if run.step >= settings.steps:
-                _say(ranks, f"{settings.out}: {run.step} steps are done already; a larger --steps goes on")
-            else:
-                _loop(run, stop)
-            return settings.out
-        finally:
-            run.log.close()
+        # In a function of its own: the run, and with it what holds the process group, is gone when the group is closed.
+        asked = _run(recipe, settings, ranks, stop)
+    if asked:
+        raise SystemExit(128 + asked)
+    return settings.out
 
 
-def _loop(run: Run, stop: Stop) -> None:
+def _run(recipe: str, settings: TokenizerSettings, ranks: Ranks, stop: Stop) -> int:
+    """Train to the end or to a signal; the signal that left the run unfinished, or 0."""
+    source = open_split(settings.data, "train", seed=settings.seed)
+    _check_folder(recipe, settings, ranks)
+    run = Run(recipe, settings, source, ranks)
+    try:
+        # Noted only now: settings that a model refuses must not bind the folder to them.
+        if ranks.first:
+            checkpoint.write_json(settings.out / "config.json", to_json(recipe, settings))
+        run.restore()
+        if run.step < settings.steps:
+            return _loop(run, stop)
+        _say(ranks, f"{settings.out}: {run.step} steps are done already; a larger --steps goes on")
+        return 0
+    finally:
+        run.log.close()
+
+
+def _loop(run: Run, stop: Stop) -> int:
     settings, ranks = run.settings, run.ranks
     batches = run.batches()
     saved_at = run.step
@@ -77,8 +85,9 @@ def _loop(run: Run, stop: Stop) -> None:
         _say(ranks, f"skipped, not readable: {name}")
     if asked and run.step < settings.steps:
         _say(ranks, f"{signal.Signals(asked).name}: saved at step {saved_at} of {settings.steps}; the same command goes on from there")
-        raise SystemExit(128 + asked)
+        return asked
     _say(ranks, f"{settings.out}: {run.step} steps done, model in {settings.out / 'model'}")
+    return 0
 
 
 class Run:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import vqkit
 
 _PROGRAM = """
-import sys
+import os, sys
 import torch, torch.distributed as dist
 from safetensors.torch import save_file
 import vqkit
@@ -51,6 +51,8 @@ step(batches[1][rank] + 5, torch.arange(40) < 3 * rank)
 found = {"plain": plain, "early": early, "revived": revived, "lonely": lonely, "loaded": loaded[1], "compiled": compiled}
 save_file({name: quantizer.codes for name, quantizer in found.items()}, f"{sys.argv[1]}/rank{rank}.safetensors")
 dist.destroy_process_group()
+# Past Python's own end: torch.compile holds the group, whose threads may abort a process that shuts down around them.
+os._exit(0)
 """
 
 
