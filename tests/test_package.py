@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "quantizers": {"quantizers", "ops", "codebooks"},
     "language": {"language", "ops"},
     "metrics": {"metrics", "objectives", "ops"},
+    "compat": {"compat", "ops", "codebooks", "quantizers"},
     "models": {"models", "ops", "codebooks", "quantizers", "nn", "objectives", "metrics", "language"},
 }
 ONLY_IN = {

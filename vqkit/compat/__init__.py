@@ -1,0 +1,1 @@
+"""Other libraries' quantizers over ours: their names, defaults, results and state keys. Thin: they translate and delegate."""
