@@ -17,6 +17,7 @@ KINDS = {
     "vqgan-halves": ("vqgan", TRUNK | {"codebook_size": (6, 9), "selections": (2, 1)}),
     "vqgan-ema": ("vqgan", TRUNK | {"codebook_size": 40, "codebook": "ema", "attention": False}),
     "autoencoder": ("vqgan", TRUNK | {"quantize": False, "attention_levels": (-1,)}),
+    "vit-vqgan": ("vit-vqgan", {"depth": 1, "width": 16, "heads": 2, "hidden": 24, "patch": 4, "grid": 4, "code_dim": 4, "codebook_size": 24}),
     "vqct": ("vqct", TRUNK),
     "vqct-mlp": ("vqct", TRUNK | {"transfer": "mlp", "code_dim": 7}),
 }

@@ -39,7 +39,7 @@ def test_decode_of_encode_is_the_evaluated_reconstruction(build, quantized_kind,
         indices = model.encode(images * 3)
         assert torch.equal(indices, output.indices)
         assert torch.equal(model.decode(indices), output.reconstruction.clamp(-1, 1))
-        assert torch.equal(model.decoder(model.from_codes(output.quantized)), output.reconstruction)
+        assert torch.equal(model._reconstruct(output.quantized)[0], output.reconstruction)
 
 
 def test_indices_are_the_nearest_codes(build, quantized_kind, images):
@@ -62,6 +62,8 @@ def test_quantized_is_the_mean_of_the_selected_codes_and_losses_follow(build, qu
     with torch.no_grad():
         output = model(images)
         latents = model.to_codes(model.encoder(images))
+        if "vit" in quantized_kind:
+            latents = torch.nn.functional.normalize(latents, dim=1)
     indices = output.indices if sum(model.selections) > 1 else output.indices[..., None]
     columns = indices.split(list(model.selections), -1)
     chosen = [codes.detach()[column].mean(-2) for codes, column in zip(flat_codes(model), columns, strict=True)]
@@ -72,6 +74,24 @@ def test_quantized_is_the_mean_of_the_selected_codes_and_losses_follow(build, qu
     trained_by_gradient = "ema" not in quantized_kind
     assert ("codebook" in output.losses) == trained_by_gradient
     torch.testing.assert_close(output.loss, 0.25 * error + trained_by_gradient * error)
+
+
+def test_the_reconstruction_of_a_predicted_distribution_is_its_median(build, images):
+    output = build("vit-vqgan").eval()(images)
+    mean, log_scale = output.logit_laplace
+    assert mean.shape == log_scale.shape == images.shape
+    torch.testing.assert_close((0.8 * (output.reconstruction + 1) / 2 + 0.1).logit(), mean, rtol=1e-3, atol=1e-4)
+    assert build("vit-vqgan", logit_laplace=False).eval()(images).logit_laplace is None
+
+
+def test_vit_shapes_and_what_it_refuses(build):
+    from vqkit.models import ViTVQGANConfig
+
+    mixed = ViTVQGANConfig(size="small", decoder_size="base")
+    assert mixed.encoder_shape == (8, 512, 8, 2048) and mixed.decoder_shape == (12, 768, 12, 3072)
+    for arguments, message in [({"size": "tiny"}, "size: got 'tiny'"), ({"heads": 7}, "heads: got 7"), ({"patch": 0}, "patch: got 0")]:
+        with pytest.raises(ValueError, match=message):
+            ViTVQGANConfig(**arguments)
 
 
 @pytest.mark.parametrize("kind", ["vqvae", "vqgan-halves", "vqct"])

@@ -4,6 +4,7 @@ from vqkit.models.quantization import QuantizerOptions
 from vqkit.models.registry import create, from_pretrained, names
 from vqkit.models.tokenizer import Tokenizer, TokenizerOutput
 from vqkit.models.trunk import CHANNEL_MULTIPLIERS
+from vqkit.models.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from vqkit.models.vqct import VQCT, VQCTConfig
 from vqkit.models.vqgan import VQGAN, VQGANConfig
 from vqkit.models.vqvae import VQVAE, VQVAEConfig
@@ -19,6 +20,8 @@ __all__ = [
     "VQCTConfig",
     "VQGANConfig",
     "VQVAEConfig",
+    "ViTVQGAN",
+    "ViTVQGANConfig",
     "create",
     "from_pretrained",
     "names",

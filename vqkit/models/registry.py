@@ -8,6 +8,7 @@ from vqkit.models.checkpoint import read_config
 from vqkit.models.tokenizer import Tokenizer
 
 _MODELS = {
+    "vit-vqgan": "vqkit.models.vit_vqgan:ViTVQGAN",
     "vqct": "vqkit.models.vqct:VQCT",
     "vqgan": "vqkit.models.vqgan:VQGAN",
     "vqvae": "vqkit.models.vqvae:VQVAE",
@@ -24,7 +25,7 @@ def create(name: str, **config) -> Tokenizer:
 
     Args:
         name: one of `names()`.
-        config: fields of the model's configuration (`VQVAEConfig`, `VQGANConfig`, `VQCTConfig`); what is left out has
+        config: fields of the model's configuration (`VQVAEConfig`, `VQGANConfig`, `VQCTConfig`, `ViTVQGANConfig`); what is left out has
             its published value. "vqct" also needs `vocabulary`, a `vqkit.language.Vocabulary`.
 
     Raises ValueError for another name or a value out of range, TypeError for a field that the model does not have.

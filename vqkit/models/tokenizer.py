@@ -27,6 +27,8 @@ class TokenizerOutput(NamedTuple):
     usage, perplexity: scalars of this batch, means over the parts; None without a quantizer.
     parts: each part's own `Quantized`; one entry for a single quantizer, none without.
     quantized: (B, D, h, w), what the decoder saw, for objectives that look at codes.
+    logit_laplace: mean and log scale, each (B, 3, H, W), of a decoder that predicts the distribution of every value, of which the
+        reconstruction is the median; else None.
     """
 
     reconstruction: Tensor
@@ -37,6 +39,7 @@ class TokenizerOutput(NamedTuple):
     perplexity: Tensor | None
     parts: tuple[Quantized, ...]
     quantized: Tensor
+    logit_laplace: tuple[Tensor, Tensor] | None = None
 
 
 class Tokenizer(nn.Module):
@@ -112,10 +115,10 @@ class Tokenizer(nn.Module):
         """
         latents = self._latents(images)
         if self.quantizer is None:
-            reconstruction = self.decoder(self.from_codes(latents))
-            return TokenizerOutput(reconstruction, latents.new_zeros(()), {}, None, None, None, (), latents)
+            reconstruction, distribution = self._reconstruct(latents)
+            return TokenizerOutput(reconstruction, latents.new_zeros(()), {}, None, None, None, (), latents, distribution)
         found = self.quantizer(latents)
-        reconstruction = self.decoder(self.from_codes(found.quantized))
+        reconstruction, distribution = self._reconstruct(found.quantized)
         return TokenizerOutput(
             reconstruction,
             sum(self.loss_weights[name] * term for name, term in found.losses.items()),
@@ -125,6 +128,7 @@ class Tokenizer(nn.Module):
             found.perplexity,
             found.parts or (found,),
             found.quantized,
+            distribution,
         )
 
     def encode(self, images: Tensor) -> Tensor:
@@ -140,7 +144,7 @@ class Tokenizer(nn.Module):
         self._check_indices(indices)
         # what `to_codes` gives the quantizer, and the quantizer gives back
         dtype = next(self.to_codes.parameters()).dtype
-        return self.decoder(self.from_codes(quantizer.decode(indices, dtype=dtype))).clamp(-1, 1)
+        return self._reconstruct(quantizer.decode(indices, dtype=dtype))[0].clamp(-1, 1)
 
     def count_codes(self, indices: Tensor) -> list[Tensor]:
         """How often each code was selected: one int64 (K,) a part; see `vqkit.metrics.count_codes`."""
@@ -189,6 +193,10 @@ class Tokenizer(nn.Module):
         if shape[2] % f or shape[3] % f or not shape[2] or not shape[3]:
             raise ValueError(f"images: got {shape[2]}x{shape[3]} pixels, expected multiples of f = {f} in both")
         return self.to_codes(self.encoder(images))
+
+    def _reconstruct(self, quantized: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Pictures, and their distribution from decoders that predict one, from what the quantizer gives."""
+        return self.decoder(self.from_codes(quantized)), None
 
     def _required_quantizer(self) -> Quantizer | ProductQuantizer:
         if self.quantizer is None:

@@ -6,6 +6,9 @@ from vqkit.nn.discriminator import PatchDiscriminator
 from vqkit.nn.encoder import Encoder
 from vqkit.nn.gcn import GraphConvolution, GraphTransfer, MLPTransfer
 from vqkit.nn.strided import StridedDecoder, StridedEncoder
+from vqkit.nn.style_discriminator import StyleDiscriminator
+from vqkit.nn.transformer import SelfAttention, TransformerBlock
+from vqkit.nn.vit import ViTDecoder, ViTEncoder
 
 __all__ = [
     "AttentionBlock",
@@ -17,8 +20,13 @@ __all__ = [
     "MLPTransfer",
     "PatchDiscriminator",
     "ResidualBlock",
+    "SelfAttention",
     "StridedDecoder",
     "StridedEncoder",
+    "StyleDiscriminator",
+    "TransformerBlock",
     "Upsample",
+    "ViTDecoder",
+    "ViTEncoder",
     "group_norm",
 ]

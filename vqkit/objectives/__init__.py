@@ -7,7 +7,9 @@ from vqkit.objectives.adversarial import (
     hinge_generator_loss,
     non_saturating_discriminator_loss,
     non_saturating_generator_loss,
+    r1_penalty,
 )
+from vqkit.objectives.logit_laplace import logit_laplace_loss, logit_laplace_picture
 from vqkit.objectives.perceptual import LPIPS, MissingWeights
 from vqkit.objectives.reconstruction import ReconstructionLoss, structural_loss
 
@@ -19,7 +21,10 @@ __all__ = [
     "adaptive_weight",
     "hinge_discriminator_loss",
     "hinge_generator_loss",
+    "logit_laplace_loss",
+    "logit_laplace_picture",
     "non_saturating_discriminator_loss",
     "non_saturating_generator_loss",
+    "r1_penalty",
     "structural_loss",
 ]

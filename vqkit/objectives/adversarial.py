@@ -54,24 +54,36 @@ def adaptive_weight(
     return weight.clamp(0.0, maximum).detach()
 
 
+def r1_penalty(images: Tensor, logits: Tensor) -> Tensor:
+    """mean over pictures of |d sum(logits) / d picture|^2 / 2, to be weighted by gamma: real pictures should be a flat place of D.
+
+    images: (B, C, H, W) that require a gradient.  logits: D(images), one or many a picture.
+    Returns a scalar in float32 or better, differentiable in the discriminator's parameters.
+    Source: Mescheder et al., Which Training Methods for GANs do actually Converge?, arXiv 1801.04406, equation 9.
+    """
+    (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
+    return 0.5 * gradient.float().square().flatten(1).sum(1).mean()
+
+
 class AdversarialLoss(nn.Module):
     """The two sides of adversarial training, with the adaptive weight and a delayed start.
 
         generator side:     w_t * lambda * g(D(x^)),   discriminator side:   [t >= start] * d(D(x), D(x^))
 
-    w_t is `weight` from step `start` on and 0 before; lambda is `adaptive_weight`.
+    w_t is `weight` from step `start` on and 0 before; lambda is `adaptive_weight`, or 1 where not `adaptive`.
 
     Args:
         kind: "hinge" or "non_saturating".
         weight: 0.8 as published.
         start: the first step with an adversarial term. Published: 250,001 for ImageNet, 30,001 for faces, 10,000 for
             custom data and VQCT.
+        adaptive: False for a fixed weight, as ViT-VQGAN's 0.1.
 
     Raises ValueError for another kind, or a negative weight or start.
     Source: arXiv 2012.09841, equations 5 to 7.
     """
 
-    def __init__(self, kind: str = "hinge", weight: float = 0.8, start: int = 10_000):
+    def __init__(self, kind: str = "hinge", weight: float = 0.8, start: int = 10_000, adaptive: bool = True):
         super().__init__()
         losses = {
             "hinge": (hinge_generator_loss, hinge_discriminator_loss),
@@ -82,7 +94,7 @@ class AdversarialLoss(nn.Module):
         if weight < 0 or start < 0:
             raise ValueError(f"weight, start: got {weight}, {start}, expected 0 or more")
         self._generator_loss, self._discriminator_loss = losses[kind]
-        self.kind, self.weight, self.start = kind, weight, start
+        self.kind, self.weight, self.start, self.adaptive = kind, weight, start, adaptive
 
     def active(self, step: int) -> bool:
         """Whether the discriminator is needed at this step."""
@@ -91,11 +103,13 @@ class AdversarialLoss(nn.Module):
     def generator(
         self, fake_logits: Tensor, reconstruction_loss: Tensor, last_layer: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The term that an active step adds to the tokenizer's loss, and its parts "generator" and "adaptive_weight".
+        """The term that an active step adds to the tokenizer's loss, and its parts "generator" and, where adaptive, "adaptive_weight".
 
         fake_logits are D(reconstruction), with the graph to `last_layer`; the adaptive weight has no gradient.
         """
         loss = self._generator_loss(fake_logits.float())
+        if not self.adaptive:
+            return self.weight * loss, {"generator": loss}
         adaptive = adaptive_weight(reconstruction_loss, loss, last_layer)
         return self.weight * adaptive * loss, {"generator": loss, "adaptive_weight": adaptive}
 
@@ -104,4 +118,4 @@ class AdversarialLoss(nn.Module):
         return self._discriminator_loss(real_logits.float(), fake_logits.float())
 
     def extra_repr(self) -> str:
-        return f"kind={self.kind!r}, weight={self.weight}, start={self.start}"
+        return f"kind={self.kind!r}, weight={self.weight}, start={self.start}, adaptive={self.adaptive}"
