@@ -2,7 +2,8 @@
 
 A data set is a folder (or one zip) with a sub-folder or a zip for each split, ``train``, ``val``, ``test``. A split holds pictures and a
 ``metadata.jsonl`` (a line a picture: ``file_name``, and ``captions``, ``mask``, ``regions``, ``questions`` as known), or one folder a
-class, or pictures alone. The data set named ``scenes`` is drawn, not read.
+class, or pictures alone. Published data sets are read in the layouts in which they are distributed, see `published`. The data set
+named ``scenes`` is drawn, not read.
 """
 
 from __future__ import annotations
@@ -18,17 +19,14 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from training import scenes
+from training import published, scenes
+from training.published import DataError
 from training.rendering import Rendering, render
 
 SPLITS = ("train", "val", "test")
 FITS = ("crop", "stretch")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SCENES_IN_SPLIT = {"train": 8192, "val": 512, "test": 512}
-
-
-class DataError(ValueError):
-    """The data set, or a picture in it, is not what was asked for; the message names the file."""
 
 
 class Source(Protocol):
@@ -59,6 +57,9 @@ def open_split(data: str | os.PathLike, split: str, *, seed: int = 0) -> Source:
         raise DataError(f"data: expected a folder, a zip, or the name 'scenes'; there is no {path}")
     if path.is_file():
         return PictureSource(_inside(ZipTree(path), split, path), f"{path}/{split}")
+    if (found := published.find_layout(path)) is not None:
+        layout, folder = found
+        return PictureSource(FolderTree(folder), f"{layout.name}/{split}", published.records(layout, folder, split))
     if (path / split).is_dir():
         return PictureSource(FolderTree(path / split), str(path / split))
     if (path / f"{split}.zip").is_file():
@@ -121,12 +122,14 @@ class ZipTree:
 
 
 class PictureSource:
-    """A split of picture files. `records` are those of ``metadata.jsonl``, else ``{"file_name", "label"}`` from class folders."""
+    """A split of picture files. `records`: as given, else those of ``metadata.jsonl``, else ``{"file_name", "label"}`` from class folders."""
 
-    def __init__(self, tree: FolderTree | ZipTree, name: str):
+    def __init__(self, tree: FolderTree | ZipTree, name: str, records: list[dict] | None = None):
         self.tree, self.name = tree, name
-        names = tree.names()
-        if "metadata.jsonl" in names:
+        names = tree.names() if records is None else []
+        if records is not None:
+            self.records = records
+        elif "metadata.jsonl" in names:
             self.records = list(_metadata(tree.read("metadata.jsonl"), f"{name}/metadata.jsonl"))
         else:
             pictures = [path for path in names if PurePosixPath(path).suffix.lower() in SUFFIXES]
@@ -156,10 +159,23 @@ class PictureSource:
     def read_mask(self, index: int, resolution: int, fit: str) -> np.ndarray:
         """Class of each pixel, cut as the picture is. Raises DataError where the split has no masks."""
         record = self.records[index]
-        if "mask" not in record:
-            raise DataError(f"{self.picture_name(index)}: metadata.jsonl gives it no mask")
-        mask = Image.open(io.BytesIO(self.tree.read(record["mask"])))
+        if "mask" in record:
+            mask = Image.open(io.BytesIO(self.tree.read(record["mask"])))
+        elif "part_masks" in record:
+            mask = self._painted(record["part_masks"])
+        else:
+            raise DataError(f"{self.picture_name(index)}: the data set gives it no mask")
         return np.asarray(_fitted(mask, resolution, fit, Image.Resampling.NEAREST))
+
+
+    def _painted(self, parts: dict[str, str]) -> Image.Image:
+        """One mask from one picture a class, those of higher classes over those of lower ones."""
+        painted = None
+        for label, name in sorted(parts.items(), key=lambda part: int(part[0])):
+            covered = np.asarray(Image.open(io.BytesIO(self.tree.read(name))).convert("L")) > 127
+            painted = np.zeros(covered.shape, np.uint8) if painted is None else painted
+            painted[covered] = int(label)
+        return Image.fromarray(painted)
 
 
 class SceneSource:
