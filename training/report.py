@@ -162,7 +162,7 @@ def _usage(shown: list[Shown]) -> str:
         path = item.run.folder / "code_counts.json"
         if path.is_file() and (found := json.loads(path.read_text())):
             counts[item.name] = found
-            parts[item.name] = ("adjectives", "nouns") if item.model.words else [f"codebook {n}" for n in range(1, len(found) + 1)]
+            parts[item.name] = item.model.part_names or [f"codebook {n}" for n in range(1, len(found) + 1)]
     if not counts:
         return ""
     return f"""<h2>Codes</h2>
@@ -183,7 +183,7 @@ def _words(shown: list[Shown]) -> str:
             overlay = word_overlay(picture, codes, item.model.words, item.model.selections)
             figures += f"<figure>{overlay}<figcaption>{html.escape(caption)}</figcaption></figure>"
         blocks.append(f"""<h2>Words of {html.escape(item.name)}</h2>
-<p class="quiet">Every code is a word. In each cell: the adjective and the noun whose codes were the nearest to most of its positions.
+<p class="quiet">Every code is a word. In each cell: the word of each codebook whose code was the nearest to most of its positions.
 Captions chose the words and their graph; training then sees pictures alone, so a word tells which code was selected and need not
 describe the picture.</p>
 <div class="side">{figures}</div>{_frequent_words(item)}""")
@@ -195,7 +195,7 @@ def _frequent_words(item: Shown) -> str:
     if not path.is_file():
         return ""
     said = []
-    for kind, words, counts in zip(("adjectives", "nouns"), item.model.words, json.loads(path.read_text())):
+    for kind, words, counts in zip(item.model.part_names, item.model.words, json.loads(path.read_text())):
         order = sorted(range(len(words)), key=lambda number: -counts[number])[:12]
         said.append(f"{kind}: " + ", ".join(words[number] for number in order if counts[number]))
     return f"<p class='quiet'>Selected most often: {html.escape('; '.join(said))}.</p>"

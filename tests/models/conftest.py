@@ -19,6 +19,10 @@ KINDS = {
     "autoencoder": ("vqgan", TRUNK | {"quantize": False, "attention_levels": (-1,)}),
     "vit-vqgan": ("vit-vqgan", {"depth": 1, "width": 16, "heads": 2, "hidden": 24, "patch": 4, "grid": 4, "code_dim": 4, "codebook_size": 24}),
     "vqct": ("vqct", TRUNK),
+    "vqct-gat": ("vqct", TRUNK | {"transfer": "gat", "transfer_dim": 8}),
+    "vqct-none": ("vqct", TRUNK | {"transfer": "none", "prior": False}),
+    "vqct-nouns": ("vqct", TRUNK | {"parts": "nouns"}),
+    "vqct-merged": ("vqct", TRUNK | {"parts": "merged"}),
     "vqct-mlp": ("vqct", TRUNK | {"transfer": "mlp", "code_dim": 7}),
 }
 

@@ -182,6 +182,32 @@ def test_words_name_the_codes(build, vocabulary, images):
         model.name_codes(torch.tensor([[0, 1, 9]]))
 
 
+def test_ablations_of_the_parts(build, vocabulary):
+    every = torch.cat(build("vqct", dropout=0.0).quantizer.codes).detach()
+    a = len(vocabulary.adjectives)
+    for parts, names, selections, rows in [("adjectives", ("adjectives",), (2,), slice(0, a)), ("nouns", ("nouns",), (1,), slice(a, None)),
+                                           ("merged", ("words",), (1,), slice(0, None))]:
+        model = build("vqct", dropout=0.0, parts=parts)
+        assert (model.part_names, model.selections) == (names, selections)
+        # All words take part in the graph: the codes are those of the whole model.
+        torch.testing.assert_close(torch.cat(model.quantizer.codes), every[rows])
+        assert list(model.words[0]) == [*vocabulary.adjectives, *vocabulary.nouns][rows]
+        indices = torch.zeros(2, 1, sum(selections), dtype=torch.int64)
+        assert model.name_codes(indices)[1][0] == [model.words[0][0]] * sum(selections)
+
+
+def test_ablations_of_the_prior_and_the_transfer(build, vocabulary):
+    words, noise = (build("vqct", prior=prior).quantizer.shared_codebook.word_vectors for prior in (True, False))
+    assert torch.equal(words, vocabulary.vectors) and not torch.allclose(noise, words)
+    torch.testing.assert_close(noise.std(), words.std(), rtol=0.1, atol=0)
+    # What else was drawn is the same.
+    first, second = build("vqct"), build("vqct", prior=False)
+    assert torch.equal(first.encoder.conv_in.weight, second.encoder.conv_in.weight)
+    raw = build("vqct", transfer="none")
+    assert torch.equal(torch.cat(raw.quantizer.codes), vocabulary.vectors) and raw.config["code_dim"] == 20
+    assert not [name for name, _ in raw.quantizer.named_parameters()]
+
+
 def test_graph_matters_to_gcn_and_not_to_mlp(build, vocabulary):
     def codes(kind, edges):
         vocabulary.edges, vocabulary.edge_counts = edges, torch.ones(len(edges), dtype=torch.int64)
@@ -191,13 +217,16 @@ def test_graph_matters_to_gcn_and_not_to_mlp(build, vocabulary):
     assert torch.equal(codes("vqct-mlp", none), codes("vqct-mlp", one))
     without, related = codes("vqct", none), codes("vqct", one)
     assert (without != related).any(1).nonzero().flatten().tolist() == [0, 8]
+    without, related = codes("vqct-gat", none), codes("vqct-gat", one)
+    assert (without != related).any(1).nonzero().flatten().tolist() == [0, 8]
 
 
 def test_arguments_that_do_not_fit(build, vocabulary):
     with pytest.raises(TypeError, match="vocabulary: vqct needs one"):
         create("vqct")
     for changes, message in [
-        ({"transfer": "gat"}, "transfer: got 'gat'"),
+        ({"transfer": "lstm"}, "transfer: got 'lstm', expected one of 'gcn', 'gat', 'mlp', 'none'"),
+        ({"parts": "verbs"}, "parts: got 'verbs', expected one of 'both', 'adjectives', 'nouns', 'merged'"),
         ({"dropout": 1.0}, "dropout: got 1.0"),
         ({"selections": (1,)}, r"selections: got \(1,\)"),
         ({"transfer_dim": 0}, "transfer_dim: got 0"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqkit.nn import GraphConvolution, GraphTransfer, MLPTransfer
+from vqkit.nn import GraphAttention, GraphConvolution, GraphTransfer, MLPTransfer
 from vqkit.ops import Graph
 
 EDGES = [(0, 3), (1, 3), (1, 4), (1, 4), (5, 6)]
@@ -100,3 +100,18 @@ def test_perceptron_treats_every_word_alone(graph):
 def test_features_that_do_not_fit(graph, shape):
     with pytest.raises(ValueError, match=r"features: got shape"):
         GraphTransfer(6, 9, 4)(torch.randn(shape), graph)
+
+
+def test_graph_attention_follows_its_formula(graph):
+    torch.manual_seed(2)
+    layer, features = GraphAttention(3, 4, heads=2).double(), torch.randn(NODES, 3, dtype=torch.float64, requires_grad=True)
+    values = layer.weight(features).view(NODES, 2, 2)
+    expected = torch.zeros(NODES, 2, 2, dtype=torch.float64)
+    for node in range(NODES):
+        near = graph.neighbours[graph.offsets[node] : graph.offsets[node + 1]]
+        scores = torch.nn.functional.leaky_relu((values[node] * layer.left).sum(-1) + (values[near] * layer.right).sum(-1), 0.2)
+        expected[node] = (scores.softmax(0)[..., None] * values[near]).sum(0)
+    torch.testing.assert_close(layer(features, graph), expected.flatten(1))
+    assert torch.autograd.gradcheck(lambda x: layer(x, graph), features)
+    with pytest.raises(ValueError, match="heads: expected a divisor of out_dim 4, got 3"):
+        GraphAttention(3, 4, heads=3)

@@ -67,7 +67,8 @@ def read_weights(folder: str | os.PathLike, module: nn.Module) -> None:
     if problems:
         shown = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
         raise ValueError(f"folder: {path} does not fit its model, {len(problems)} tensors differ: {shown}")
-    module.load_state_dict(tensors, assign=True)
+    # Copies: in the file tensors lie at odd addresses, at which products of matrices are slower and round differently.
+    module.load_state_dict({key: tensor.clone() for key, tensor in tensors.items()}, assign=True)
 
 
 def _differences(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:

@@ -23,7 +23,7 @@ class TokenizerOutput(NamedTuple):
     reconstruction: (B, 3, H, W), not clamped, differentiable in all parameters.
     loss: scalar, the quantizer's weighted loss; zero without a quantizer.
     losses: its terms, unweighted, by name ("commitment", "codebook"), summed over the parts.
-    indices: int64 (B, h, w), or (B, h, w, S) where S codes are selected a position; None without a quantizer.
+    indices: int64 (B, h, w), or (B, h, w, S) of a product, where S codes are selected a position; None without a quantizer.
     usage, perplexity: scalars of this batch, means over the parts; None without a quantizer.
     parts: each part's own `Quantized`; one entry for a single quantizer, none without.
     quantized: (B, D, h, w), what the decoder saw, for objectives that look at codes.
@@ -56,8 +56,9 @@ class Tokenizer(nn.Module):
 
     name: ClassVar[str]
     Config: ClassVar[type]
-    # subclasses with a language prior name their codes
+    # subclasses with a language prior name their codes, and their parts
     words: tuple[list[str], ...] | None = None
+    part_names: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -204,7 +205,7 @@ class Tokenizer(nn.Module):
         return self.quantizer
 
     def _check_indices(self, indices: Tensor) -> None:
-        several = sum(self.selections) > 1
+        several = isinstance(self.quantizer, ProductQuantizer) or sum(self.selections) > 1
         shape = tuple(indices.shape)
         if len(shape) != 3 + several or (several and shape[-1] != sum(self.selections)):
             expected = f"(B, h, w, {sum(self.selections)})" if several else "(B, h, w)"

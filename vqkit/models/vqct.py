@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vqkit.codebooks import SuppliedCodebook, TransferredCodebook
 from vqkit.models.tokenizer import Tokenizer
 from vqkit.models.trunk import TrunkConfig, build_trunk
-from vqkit.nn import GraphTransfer, MLPTransfer
+from vqkit.nn import GraphAttentionTransfer, GraphTransfer, MLPTransfer, NoTransfer
 from vqkit.ops import Graph
 from vqkit.quantizers import ProductQuantizer, Quantizer
 
@@ -23,14 +23,22 @@ if TYPE_CHECKING:
     from vqkit.language import Vocabulary
 
 
+TRANSFERS = ("gcn", "gat", "mlp", "none")
+PARTS = ("both", "adjectives", "nouns", "merged")
+
+
 @dataclass(frozen=True, kw_only=True)
 class VQCTConfig(TrunkConfig):
     """The defaults are the published f16 model; the fields of `TrunkConfig` come with them.
 
     selections: how many nearest adjectives and nouns are averaged at a position.
-    transfer: "gcn", two graph convolutions, or "mlp", two linear layers that see no graph (the paper's ablation).
+    transfer: "gcn", two graph convolutions; the paper's ablations "gat", two layers of graph attention, "mlp", two linear layers that
+        see no graph, and "none", the word vectors as they are, whose length is then the codes'.
     transfer_dim: width between the two layers.
-    dropout: between the two graph convolutions, in training. The noise reaches every code at every step.
+    dropout: between the two layers of "gcn" and "gat", in training. The noise reaches every code at every step.
+    parts: "both", halves of the channels for adjectives and nouns; the ablations "adjectives" and "nouns" have one of the two, and
+        "merged" one codebook of all words, of which the nearest is selected (our reading). All words are in the graph always.
+    prior: False replaces the word vectors by noise of their mean and variance, drawn by a seed of its own: the graph without language.
     commitment_weight, codebook_weight: 0.25 and 1. The authors' published code has them swapped, 1 and 0.25.
     gradient, metric: as in `vqkit.Quantizer`.
     """
@@ -39,6 +47,8 @@ class VQCTConfig(TrunkConfig):
     transfer: str = "gcn"
     transfer_dim: int = 256
     dropout: float = 0.5
+    parts: str = "both"
+    prior: bool = True
     commitment_weight: float = 0.25
     codebook_weight: float = 1.0
     gradient: str = "straight_through"
@@ -49,8 +59,9 @@ class VQCTConfig(TrunkConfig):
         object.__setattr__(self, "selections", tuple(self.selections))
         if len(self.selections) != 2 or min(self.selections) < 1:
             raise ValueError(f"selections: got {self.selections}, expected two numbers of at least 1: adjectives, nouns")
-        if self.transfer not in ("gcn", "mlp"):
-            raise ValueError(f"transfer: got {self.transfer!r}, expected 'gcn' or 'mlp'")
+        for name, known in (("transfer", TRANSFERS), ("parts", PARTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(map(repr, known))}")
         if self.transfer_dim < 1:
             raise ValueError(f"transfer_dim: got {self.transfer_dim}, expected at least 1")
         if not 0 <= self.dropout < 1:
@@ -118,40 +129,42 @@ class VQCT(Tokenizer):
     is generated once and kept.
 
     Attributes:
-        words: (adjectives, nouns), in the order of the codes.
+        part_names, words: ("adjectives", "nouns") and the words of each in the order of their codes; of other parts likewise.
     """
 
     name = "vqct"
     Config = VQCTConfig
 
     def __init__(self, config: VQCTConfig, prior: WordPrior):
-        sizes = (len(prior.adjectives), len(prior.nouns))
-        for kind, size, selection in zip(("adjectives", "nouns"), sizes, config.selections, strict=True):
-            if size < selection:
-                raise ValueError(f"vocabulary: got {size} {kind}, expected at least the {selection} that are selected")
+        parts = _parts(config, prior)
+        for name, words, selection in parts:
+            if len(words) < selection:
+                raise ValueError(f"vocabulary: got {len(words)} {name}, expected at least the {selection} that are selected")
+        if config.transfer == "none":
+            config = dataclasses.replace(config, code_dim=prior.vectors.shape[1])
         dim = config.resolved_code_dim
-        parts = [
+        quantizers = [
             Quantizer(
                 dim,
-                size,
+                len(words),
                 top_k=selection,
-                codebook=SuppliedCodebook(size, dim),
+                codebook=SuppliedCodebook(len(words), dim),
                 metric=config.metric,
                 commitment_weight=config.commitment_weight,
                 gradient=config.gradient,
             )
-            for size, selection in zip(sizes, config.selections, strict=True)
+            for _, words, selection in parts
         ]
-        widths = (prior.vectors.shape[1], config.transfer_dim, dim)
-        network: nn.Module = MLPTransfer(*widths)
-        if config.transfer == "gcn":
-            network = GraphTransfer(*widths, dropout=config.dropout)
-        graph = prior.graph if config.transfer == "gcn" else None
-        quantizer = ProductQuantizer(parts, TransferredCodebook(prior.vectors, network, graph), channel_first=True)
+        network = _transfer(config, prior.vectors.shape[1])
+        graph = prior.graph if config.transfer in ("gcn", "gat") else None
+        vectors = prior.vectors if config.prior else _noise_like(prior.vectors)
+        first = len(prior.adjectives) if config.parts == "nouns" else 0
+        rows = (first, first + sum(len(words) for _, words, _ in parts))
+        quantizer = ProductQuantizer(quantizers, TransferredCodebook(vectors, network, graph, rows), channel_first=True)
         described = dataclasses.asdict(config) | {"vocabulary": prior.describe()}
         weights = {"commitment": config.commitment_weight, "codebook": config.codebook_weight}
-        super().__init__(described, config.downsampling, build_trunk(config, 2), quantizer, weights)
-        self.words = (prior.adjectives, prior.nouns)
+        super().__init__(described, config.downsampling, build_trunk(config, len(parts)), quantizer, weights)
+        self.part_names, self.words = tuple(name for name, _, _ in parts), tuple(words for _, words, _ in parts)
 
     @classmethod
     def create(cls, vocabulary: Vocabulary | None = None, **config) -> Self:
@@ -182,3 +195,27 @@ class VQCT(Tokenizer):
             return [words[index] if index >= 0 else None for words, index in zip(columns, nested, strict=True)]
 
         return named(indices.tolist(), indices.dim())
+
+
+def _parts(config: VQCTConfig, prior: WordPrior) -> list[tuple[str, list[str], int]]:
+    """Name, words and number selected of each part."""
+    adjectives, nouns = config.selections
+    if config.parts == "merged":
+        return [("words", [*prior.adjectives, *prior.nouns], 1)]
+    parts = [("adjectives", prior.adjectives, adjectives), ("nouns", prior.nouns, nouns)]
+    return [part for part in parts if config.parts in ("both", part[0])]
+
+
+def _transfer(config: VQCTConfig, vector_dim: int) -> nn.Module:
+    widths = (vector_dim, config.transfer_dim, config.resolved_code_dim)
+    if config.transfer == "gcn":
+        return GraphTransfer(*widths, dropout=config.dropout)
+    if config.transfer == "gat":
+        return GraphAttentionTransfer(*widths, dropout=config.dropout)
+    return MLPTransfer(*widths) if config.transfer == "mlp" else NoTransfer(vector_dim)
+
+
+def _noise_like(vectors: Tensor) -> Tensor:
+    # A generator of its own: the networks' weights are then those of the model with the prior.
+    noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
+    return noise * vectors.std() + vectors.mean()

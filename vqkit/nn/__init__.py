@@ -4,7 +4,8 @@ from vqkit.nn.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample,
 from vqkit.nn.decoder import Decoder
 from vqkit.nn.discriminator import PatchDiscriminator
 from vqkit.nn.encoder import Encoder
-from vqkit.nn.gcn import GraphConvolution, GraphTransfer, MLPTransfer
+from vqkit.nn.gat import GraphAttention, GraphAttentionTransfer
+from vqkit.nn.gcn import GraphConvolution, GraphTransfer, MLPTransfer, NoTransfer
 from vqkit.nn.strided import StridedDecoder, StridedEncoder
 from vqkit.nn.style_discriminator import StyleDiscriminator
 from vqkit.nn.transformer import SelfAttention, TransformerBlock
@@ -15,9 +16,12 @@ __all__ = [
     "Decoder",
     "Downsample",
     "Encoder",
+    "GraphAttention",
+    "GraphAttentionTransfer",
     "GraphConvolution",
     "GraphTransfer",
     "MLPTransfer",
+    "NoTransfer",
     "PatchDiscriminator",
     "ResidualBlock",
     "SelfAttention",

@@ -81,3 +81,14 @@ class MLPTransfer(nn.Module):
 
     def forward(self, features: Tensor, graph: ops.Graph | None = None) -> Tensor:
         return self.layers(features)
+
+
+class NoTransfer(nn.Module):
+    """Word vectors as they are: the ablation without a transfer. The call is that of `GraphTransfer`; there is nothing to learn."""
+
+    def __init__(self, in_dim: int):
+        super().__init__()
+        self.out_dim = in_dim
+
+    def forward(self, features: Tensor, graph: ops.Graph | None = None) -> Tensor:
+        return features
