@@ -30,10 +30,10 @@ T* at(Address address) {
 }
 
 template <class T>
-void nearest_codes(Address latents, Address codes, Size rows, Size code_count, Size dim, int ranks, bool cosine, bool exact, int threads,
-                   Address distances, Address indices) {
-  vqkit::nearest_codes<T>({at<T>(latents), at<T>(codes), rows, code_count, dim, ranks, cosine, exact, threads, at<T>(distances),
-                           at<Size>(indices)});
+void nearest_codes(Address latents, Address codes, Size heads, Size rows, Size code_count, Size dim, int ranks, bool cosine, bool exact,
+                   bool bfloat16, int threads, Address distances, Address indices) {
+  vqkit::nearest_codes<T>({at<T>(latents), at<T>(codes), rows, code_count, dim, ranks, cosine, exact, bfloat16, threads, at<T>(distances),
+                           at<Size>(indices)}, heads);
 }
 
 template <class T>

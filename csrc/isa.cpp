@@ -35,4 +35,12 @@ Isa choose_isa() {
   throw std::invalid_argument(std::string("VQKIT_ISA must be portable, avx2 or avx512, got ") + wanted);
 }
 
+bool multiplies_bfloat16() {
+#ifdef VQKIT_BF16
+  return choose_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 }  // namespace vqkit

@@ -9,6 +9,9 @@ enum class Isa { portable, avx2, avx512 };
 // for another name and for one that this processor or this build does not have.
 Isa choose_isa();
 
+// Whether the chosen instruction set comes with products of bfloat16.
+bool multiplies_bfloat16();
+
 const char* isa_name(Isa isa);
 
 }  // namespace vqkit

@@ -15,14 +15,16 @@ struct NearestProblem {
   int ranks;
   bool cosine;
   bool exact;
+  bool bfloat16;  // every value is one that bfloat16 holds
   int threads;
   T* distances;           // (rows, ranks)
   std::int64_t* indices;  // (rows, ranks)
 };
 
 // The `ranks` nearest codes of each row, nearest first, ties to the lowest index; the same bits for any number of threads.
+// With `heads` the problem is the first of so many that lie one after the other in all four arrays.
 // Throws std::invalid_argument for a VQKIT_ISA that cannot be served.
 template <class T>
-void nearest_codes(const NearestProblem<T>& problem);
+void nearest_codes(const NearestProblem<T>& problem, std::int64_t heads);
 
 }  // namespace vqkit

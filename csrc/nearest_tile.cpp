@@ -8,8 +8,26 @@ namespace {
 template <class T>
 constexpr int panel_width = 2 * Vector<T>::lanes;
 
+#ifdef __AVX512BF16__
+constexpr bool pairs = true;
+#else
+constexpr bool pairs = false;
+#endif
+
+// sum + latent * code, of pairs of bfloat16 where the tile is one of pairs
+template <class T>
+inline __attribute__((always_inline)) auto multiply_add(typename Vector<T>::type latent, typename Vector<T>::type code,
+                                                        typename Vector<T>::type sum) {
+#ifdef __AVX512BF16__
+  return _mm512_dpbf16_ps(sum, (__m512bh)latent, (__m512bh)code);
+#else
+  return Vector<T>::fma(latent, code, sum);
+#endif
+}
+
+// Fills `scores`, ROWS rows of a panel's width, and returns true if one is above its row's limit.
 template <class T, int ROWS>
-void score_tile(const T* tile, const T* panel, std::int64_t dim, T* scores, std::int64_t stride) {
+inline __attribute__((always_inline)) bool score_tile(const T* tile, const T* panel, std::int64_t places, T* scores) {
   using V = Vector<T>;
   typename V::type sums[ROWS][2];
   const auto start0 = V::load(panel), start1 = V::load(panel + V::lanes);
@@ -22,37 +40,82 @@ void score_tile(const T* tile, const T* panel, std::int64_t dim, T* scores, std:
     sums[r][0] = V::fma(slack, norm0, start0);
     sums[r][1] = V::fma(slack, norm1, start1);
   }
-  tile += ROWS;
+  const T* limits = tile + ROWS;
+  tile += 2 * ROWS;
   const auto step = [&](int i) __attribute__((always_inline)) {
     const auto code0 = V::load(panel), code1 = V::load(panel + V::lanes);
     panel += panel_width<T>;
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; ++r) {
       const auto latent = V::broadcast(tile[4 * r + i]);
-      sums[r][0] = V::fma(latent, code0, sums[r][0]);
-      sums[r][1] = V::fma(latent, code1, sums[r][1]);
+      sums[r][0] = multiply_add<T>(latent, code0, sums[r][0]);
+      sums[r][1] = multiply_add<T>(latent, code1, sums[r][1]);
     }
   };
   std::int64_t d = 0;
-  for (; d + 4 <= dim; d += 4) {
+  for (; d + 4 <= places; d += 4) {
     step(0);
     step(1);
     step(2);
     step(3);
     tile += 4 * ROWS;
   }
-  for (int i = 0; d < dim; ++d, ++i) step(i);
+  for (int i = 0; d < places; ++d, ++i) step(i);
+  // late in a scan most tiles hold nothing new: one well predicted branch is all that they cost
+  auto even = V::set(), odd = V::set();
 #pragma GCC unroll 16
   for (int r = 0; r < ROWS; ++r) {
-    V::store(scores + r * stride, sums[r][0]);
-    V::store(scores + r * stride + V::lanes, sums[r][1]);
+    auto& quiet = r % 2 ? odd : even;
+    quiet = V::and_at_most(quiet, V::max(sums[r][0], sums[r][1]), V::broadcast(limits[r]));
+  }
+  if (__builtin_expect(V::all(even) && V::all(odd), 1)) return false;
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    V::store(scores + r * panel_width<T>, sums[r][0]);
+    V::store(scores + r * panel_width<T> + V::lanes, sums[r][1]);
+  }
+  return true;
+}
+
+// A limit that at least `count` of the values reach, if there are so many.
+template <class T>
+T largest_but(typename Vector<T>::type values, int count) {
+  using V = Vector<T>;
+  T largest = V::largest(values);
+  for (int i = 1; i < count; ++i) {
+    values = V::without(values, V::broadcast(largest));
+    largest = V::largest(values);
+  }
+  return largest;
+}
+
+template <class T>
+__attribute__((noinline)) void visit_rows(int rows, const T* scores, T* limits, std::int32_t first, int ranks, const Visitor<T>& visitor) {
+  using V = Vector<T>;
+  for (int r = 0; r < rows; ++r, scores += panel_width<T>) {
+    const auto low = V::load(scores), high = V::load(scores + V::lanes);
+    auto limit = V::broadcast(limits[r]);
+    std::uint32_t bits = V::above(low, limit) | V::above(high, limit) << V::lanes;
+    if (bits == 0) continue;
+    if (limits[r] == -T(__builtin_inf())) {
+      // the first scores: the best of the lanes make a limit that spares most of the others
+      limit = V::broadcast(largest_but<T>(V::max(low, high), ranks));
+      const std::uint32_t best = bits & (V::at_least(low, limit) | V::at_least(high, limit) << V::lanes);
+      limits[r] = visitor.visit(visitor.context, r, scores, best, first);
+      limit = V::broadcast(limits[r]);
+      bits &= ~best & (V::above(low, limit) | V::above(high, limit) << V::lanes);
+      if (bits == 0) continue;
+    }
+    limits[r] = visitor.visit(visitor.context, r, scores, bits, first);
   }
 }
 
 template <class T, int ROWS>
-void score_panels(const T* tile, const T* panels, std::int64_t panel_count, std::int64_t dim, T* scores, std::int64_t stride) {
-  for (std::int64_t p = 0; p < panel_count; ++p)
-    score_tile<T, ROWS>(tile, panels + p * (dim + 2) * panel_width<T>, dim, scores + p * panel_width<T>, stride);
+void score_panels(T* tile, const T* panels, std::int64_t panel_count, std::int64_t places, std::int32_t first, int ranks,
+                  const Visitor<T>& visitor) {
+  alignas(64) T scores[ROWS * panel_width<T>];
+  for (std::int64_t p = 0; p < panel_count; ++p, panels += (places + 2) * panel_width<T>, first += panel_width<T>)
+    if (score_tile<T, ROWS>(tile, panels, places, scores)) visit_rows(ROWS, scores, tile + ROWS, first, ranks, visitor);
 }
 
 int rows_for(int r) {
@@ -62,69 +125,12 @@ int rows_for(int r) {
 }
 
 template <class T>
-void score(int r, const T* tile, const T* panels, std::int64_t panel_count, std::int64_t dim, T* scores, std::int64_t stride) {
+void score(int r, T* tile, const T* panels, std::int64_t panel_count, std::int64_t places, std::int32_t first, int ranks,
+           const Visitor<T>& visitor) {
   constexpr int middle = tile_rows >= 8 ? 8 : tile_rows;
-  if (r == 1) return score_panels<T, 1>(tile, panels, panel_count, dim, scores, stride);
-  if (r == 2) return score_panels<T, 2>(tile, panels, panel_count, dim, scores, stride);
-  if (r == 4) return score_panels<T, 4>(tile, panels, panel_count, dim, scores, stride);
-  if (r == middle) return score_panels<T, middle>(tile, panels, panel_count, dim, scores, stride);
-  score_panels<T, tile_rows>(tile, panels, panel_count, dim, scores, stride);
-}
-
-template <class T>
-std::int64_t at_least(const T* scores, std::int64_t count, T least, std::int32_t* positions) {
-  using V = Vector<T>;
-  const auto limit = V::broadcast(least);
-  std::int64_t found = 0;
-  for (std::int64_t j = 0; j < count; j += V::lanes)
-    for (unsigned bits = V::at_least(V::load(scores + j), limit); bits; bits &= bits - 1)
-      positions[found++] = std::int32_t(j + __builtin_ctz(bits));
-  return found;
-}
-
-// A limit that at least `keep` of the values reach, if there are so many.
-template <class T>
-T largest_but(typename Vector<T>::type values, int keep) {
-  using V = Vector<T>;
-  T largest = V::largest(values);
-  for (int i = 1; i < keep; ++i) {
-    values = V::without(values, V::broadcast(largest));
-    largest = V::largest(values);
-  }
-  return largest;
-}
-
-template <class T>
-void keep_best(const T* scores, std::int64_t count, std::int32_t first, T* best, std::int32_t* index, int keep) {
-  using V = Vector<T>;
-  auto most0 = V::load(scores), most1 = V::load(scores + V::lanes);
-  for (std::int64_t j = panel_width<T>; j < count; j += panel_width<T>) {
-    most0 = V::max(V::load(scores + j), most0);
-    most1 = V::max(V::load(scores + j + V::lanes), most1);
-  }
-  const auto most = V::max(most0, most1);
-  const T last = best[keep - 1];
-  if (!V::above(most, V::broadcast(last))) return;
-  // many scores above the last one kept: only those that reach the best of the lanes can stay
-  const bool filling = last == -T(__builtin_inf());
-  const T limit = filling ? largest_but<T>(most, keep) : last;
-  std::int32_t positions[max_part];
-  std::int64_t found = at_least(scores, count, limit, positions);
-  if (!filling && found > 4 * keep + 8) {
-    const T higher = largest_but<T>(most, keep);
-    if (higher > limit) found = at_least(scores, count, higher, positions);
-  }
-  for (std::int64_t i = 0; i < found; ++i) {
-    const T score = scores[positions[i]];
-    if (!(score > best[keep - 1])) continue;
-    int rank = keep - 1;
-    for (; rank > 0 && best[rank - 1] < score; --rank) {
-      best[rank] = best[rank - 1];
-      index[rank] = index[rank - 1];
-    }
-    best[rank] = score;
-    index[rank] = first + positions[i];
-  }
+  const auto by = r == 1 ? score_panels<T, 1> : r == 2 ? score_panels<T, 2> : r == 4 ? score_panels<T, 4>
+                : r == middle ? score_panels<T, middle> : score_panels<T, tile_rows>;
+  by(tile, panels, panel_count, places, first, ranks, visitor);
 }
 
 template <class T>
@@ -132,8 +138,15 @@ struct Quad {
   typedef T type __attribute__((vector_size(4 * sizeof(T))));
   typedef double Wide __attribute__((vector_size(32)));
 
-  // four coordinates of a row, moved to the centre or scaled
+  // coordinates that four places hold
+  static constexpr int size = pairs ? 8 : 4;
+
+  // four places of a row: coordinates moved to the centre or scaled, or pairs of them as they are
   static inline __attribute__((always_inline)) void read(const T* row, const T* centre, const double* factor, type& to) {
+    if constexpr (pairs) {
+      for (int i = 0; i < 4; ++i) to[i] = pair(row[2 * i], row[2 * i + 1]);
+      return;
+    }
     std::memcpy(&to, row, sizeof to);
     if (factor != nullptr) {
       to = __builtin_convertvector(__builtin_convertvector(to, Wide) * *factor, type);
@@ -143,26 +156,35 @@ struct Quad {
       to -= middle;
     }
   }
-  static T read_one(const T* row, const T* centre, const double* factor) {
-    return factor != nullptr ? T(double(*row) * *factor) : *row - *centre;
+  // the place of coordinate d and, of a pair, the next
+  static T read_one(const T* row, const T* centre, const double* factor, std::int64_t d, std::int64_t dim) {
+    if constexpr (pairs) return pair(row[d], d + 1 < dim ? row[d + 1] : T(0));
+    return factor != nullptr ? T(double(row[d]) * *factor) : row[d] - centre[d];
+  }
+  // the high halves of two floats are their bfloat16
+  static T pair(T first, T second) {
+    std::uint32_t low, high;
+    std::memcpy(&low, &first, sizeof low);
+    std::memcpy(&high, &second, sizeof high);
+    low = low >> 16 | (high & 0xffff0000u);
+    std::memcpy(&first, &low, sizeof low);
+    return first;
   }
 };
 
 template <class T>
-void pack_rows(int r, const T* const* rows, const T* centre, const double* factors, const T* slacks, std::int64_t dim, T* tile) {
-  for (int i = 0; i < r; ++i) tile[i] = slacks[i];
-  tile += r;
+void pack_rows(int r, const T* const* rows, const T* centre, const double* factors, std::int64_t dim, T* places) {
   for (int i = 0; i < r; ++i) {
     const T* row = rows[i];
     const double* factor = factors == nullptr ? nullptr : factors + i;
-    T* to = tile + 4 * i;
+    T* to = places + 4 * i;
     std::int64_t d = 0;
-    for (; d + 4 <= dim; d += 4, to += 4 * r) {
+    for (; d + Quad<T>::size <= dim; d += Quad<T>::size, to += 4 * r) {
       typename Quad<T>::type four;
       Quad<T>::read(row + d, centre + d, factor, four);
       std::memcpy(to, &four, sizeof four);
     }
-    for (; d < dim; ++d) *to++ = Quad<T>::read_one(row + d, centre + d, factor);
+    for (; d < dim; d += Quad<T>::size / 4) *to++ = Quad<T>::read_one(row, centre, factor, d, dim);
   }
 }
 
@@ -183,15 +205,15 @@ inline __attribute__((always_inline)) void transpose(const V& a, const V& b, con
 }
 
 template <class T>
-void pack_codes(const T* const* codes, const T* centre, const double* factors, std::int64_t dim, T* panel) {
-  constexpr int width = panel_width<T>;
+void pack_codes(const T* const* codes, const T* centre, const double* factors, std::int64_t dim, T* places) {
+  constexpr int width = panel_width<T>, size = Quad<T>::size, step = size / 4;
   const auto factor = [factors](int j) { return factors == nullptr ? nullptr : factors + j; };
-  std::int64_t block = 0;
+  const std::int64_t whole = dim / size * size;
   // a few coordinates of every code at a time, so that what is written stays in the first cache
-  for (; block + 4 <= dim; block += 16) {
-    const std::int64_t end = block + 16 <= dim ? block + 16 : dim / 4 * 4;
+  for (std::int64_t block = 0; block < whole; block += 4 * size) {
+    const std::int64_t end = block + 4 * size <= whole ? block + 4 * size : whole;
     for (int j = 0; j < width; j += 4) {
-      for (std::int64_t d = block; d < end; d += 4) {
+      for (std::int64_t d = block; d < end; d += size) {
         typename Quad<T>::type a, b, c, e;
         Quad<T>::read(codes[j] + d, centre + d, factor(j), a);
         Quad<T>::read(codes[j + 1] + d, centre + d, factor(j + 1), b);
@@ -199,12 +221,12 @@ void pack_codes(const T* const* codes, const T* centre, const double* factors, s
         Quad<T>::read(codes[j + 3] + d, centre + d, factor(j + 3), e);
         typename Quad<T>::type columns[4];
         transpose(a, b, c, e, columns);
-        for (int i = 0; i < 4; ++i) std::memcpy(panel + (d + i) * width + j, &columns[i], sizeof columns[i]);
+        for (int i = 0; i < 4; ++i) std::memcpy(places + (d / step + i) * width + j, &columns[i], sizeof columns[i]);
       }
     }
   }
-  for (std::int64_t d = dim / 4 * 4; d < dim; ++d)
-    for (int j = 0; j < width; ++j) panel[d * width + j] = Quad<T>::read_one(codes[j] + d, centre + d, factor(j));
+  for (std::int64_t d = whole; d < dim; d += step)
+    for (int j = 0; j < width; ++j) places[d / step * width + j] = Quad<T>::read_one(codes[j], centre, factor(j), d, dim);
 }
 
 // the same eight lanes on every instruction set; the compiler splits them into what registers there are
@@ -250,7 +272,7 @@ double dot(const T* a, const T* b, std::int64_t dim) {
 }
 
 template <class T>
-constexpr Tile<T> tile = {tile_rows, panel_width<T>, rows_for, score<T>, keep_best<T>, at_least<T>, pack_rows<T>, pack_codes<T>, squared_distance<T>, dot<T>};
+constexpr Tile<T> tile = {tile_rows, panel_width<T>, pairs, rows_for, score<T>, pack_rows<T>, pack_codes<T>, squared_distance<T>, dot<T>};
 
 }  // namespace
 
@@ -263,6 +285,8 @@ const Tile<T>& VQKIT_NAME(VQKIT_TILE)() {
 }
 
 template const Tile<float>& VQKIT_NAME(VQKIT_TILE)<float>();
+#ifndef __AVX512BF16__
 template const Tile<double>& VQKIT_NAME(VQKIT_TILE)<double>();
+#endif
 
 }  // namespace vqkit

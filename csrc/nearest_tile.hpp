@@ -5,33 +5,39 @@
 
 namespace vqkit {
 
-constexpr int max_part = 256;
+// What is told of a row of a tile and a panel where some score is above the row's limit: the panel's scores, bit j set where
+// score j is, and the code in the panel's first column. Returns the row's limit from then on.
+template <class T>
+struct Visitor {
+  void* context;
+  T (*visit)(void* context, int row, const T* scores, std::uint32_t bits, std::int32_t first);
+};
 
 // Codes lie in panels of `panel` columns: a row of starts, a row of norms, then `dim` rows of coordinates.
-// Rows (latents) lie in tiles of r <= `rows` rows: r slacks, then for every four coordinates r times those four.
-// Starts, norms and slacks make a score an upper bound of the exact one; see nearest.cpp.
+// Rows (latents) lie in tiles of r <= `rows` rows: r slacks, r limits, then for every four coordinates r times those four.
+// Starts, norms and slacks make a score an upper bound of the exact one; see nearest_bounds.hpp.
+// A tile of pairs takes values that bfloat16 holds, two of them in the place of one coordinate, and has neither centre nor factors.
 template <class T>
 struct Tile {
   int rows;
   int panel;
+  bool pairs;
+
+  std::int64_t places(std::int64_t dim) const { return pairs ? (dim + 1) / 2 : dim; }
 
   // Rows of the smallest tile that is compiled and holds r rows, 1 <= r <= rows.
   int (*rows_for)(int r);
 
-  // scores[i][j] = start_j + slack_i norm_j + x_i . c_j for r = rows_for(r) rows and `panels` panels.
-  void (*score)(int r, const T* tile, const T* panels, std::int64_t panel_count, std::int64_t dim, T* scores, std::int64_t stride);
+  // score = start_j + slack_i norm_j + x_i . c_j of r = rows_for(r) rows and every code of the panels, of which the first is
+  // number `first`. Those above a row's limit are visited, panels in ascending order; limits in the tile are kept up to date.
+  // While a row's limit is -inf, those that may be among a panel's `ranks` largest come first, the others after them.
+  void (*score)(int r, T* tile, const T* panels, std::int64_t panel_count, std::int64_t places, std::int32_t first, int ranks,
+                const Visitor<T>& visitor);
 
-  // Merges `count` <= max_part scores (a multiple of the panel) of one row into its `keep` best, largest first, ties to the
-  // lowest index. Codes come in ascending order from call to call.
-  void (*keep_best)(const T* scores, std::int64_t count, std::int32_t first, T* best, std::int32_t* index, int keep);
-
-  // Positions of the scores that are at least `least`, ascending; returns how many.
-  std::int64_t (*at_least)(const T* scores, std::int64_t count, T least, std::int32_t* positions);
-
-  // Copies r rows into a tile of r rows with their slacks, and `panel` codes into the coordinates of a panel: times their
-  // factors, or less the centre where factors are null.
-  void (*pack_rows)(int r, const T* const* rows, const T* centre, const double* factors, const T* slacks, std::int64_t dim, T* tile);
-  void (*pack_codes)(const T* const* codes, const T* centre, const double* factors, std::int64_t dim, T* panel);
+  // Copies r rows into the coordinates of a tile of r rows, and `panel` codes into those of a panel: times their factors, or less
+  // the centre where factors are null.
+  void (*pack_rows)(int r, const T* const* rows, const T* centre, const double* factors, std::int64_t dim, T* places);
+  void (*pack_codes)(const T* const* codes, const T* centre, const double* factors, std::int64_t dim, T* places);
 
   // The same bits on every instruction set: eight partial sums in double, added in a fixed order.
   double (*squared_distance)(const T* a, const T* b, std::int64_t dim);
@@ -44,5 +50,8 @@ template <class T>
 const Tile<T>& tile_avx2();
 template <class T>
 const Tile<T>& tile_avx512();
+// of floats only
+template <class T>
+const Tile<T>& tile_avx512bf16();
 
 }  // namespace vqkit

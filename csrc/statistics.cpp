@@ -1,6 +1,7 @@
 #include "statistics.hpp"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -9,29 +10,81 @@
 namespace vqkit {
 namespace {
 
+typedef double Eight __attribute__((vector_size(64)));
+
 template <class T>
-inline __attribute__((always_inline)) void add_each(const T* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count,
-                                                    std::int64_t columns, double* __restrict totals) {
-  constexpr std::int64_t line = 64 / sizeof(T);
+inline __attribute__((always_inline)) Eight widened(const T* from) {
+  typedef T Narrow __attribute__((vector_size(8 * sizeof(T))));
+  Narrow lanes;
+  std::memcpy(&lanes, from, sizeof lanes);
+  return __builtin_convertvector(lanes, Eight);
+}
+
+// 8 * GROUPS columns of the entries' rows, added in registers to what `from` holds, or to zero without.
+template <int GROUPS, class T, class Total>
+inline __attribute__((always_inline)) void add_columns(const T* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count,
+                                                       const double* from, Total* to) {
+  Eight sums[GROUPS] = {};
+  if (from != nullptr) std::memcpy(sums, from, sizeof sums);
   for (std::int64_t e = 0; e < count; ++e) {
-    // the rows of a code lie anywhere: the next one is fetched while this one is added
-    if (e + 1 < count)
-      for (std::int64_t d = 0; d < columns; d += line) __builtin_prefetch(rows + entries[e + 1] * dim + d);
     const T* row = rows + entries[e] * dim;
-    for (std::int64_t d = 0; d < columns; ++d) totals[d] += double(row[d]);
+#pragma GCC unroll 4
+    for (int g = 0; g < GROUPS; ++g) sums[g] += widened(row + 8 * g);
+  }
+  typedef Total Narrow __attribute__((vector_size(8 * sizeof(Total))));
+#pragma GCC unroll 4
+  for (int g = 0; g < GROUPS; ++g) {
+    const Narrow rounded = __builtin_convertvector(sums[g], Narrow);
+    std::memcpy(to + 8 * g, &rounded, sizeof rounded);
+  }
+}
+
+template <class T, class Total>
+inline __attribute__((always_inline)) void add_each(const T* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count,
+                                                    std::int64_t columns, const double* from, Total* to) {
+  std::int64_t d = 0;
+  for (; d + 32 <= columns; d += 32) add_columns<4>(rows + d, dim, entries, count, from == nullptr ? from : from + d, to + d);
+  for (; d + 8 <= columns; d += 8) add_columns<1>(rows + d, dim, entries, count, from == nullptr ? from : from + d, to + d);
+  for (; d < columns; ++d) {
+    double sum = from == nullptr ? 0.0 : from[d];
+    for (std::int64_t e = 0; e < count; ++e) sum += double(rows[entries[e] * dim + d]);
+    to[d] = Total(sum);
+  }
+}
+
+template <class T, class Total>
+inline __attribute__((always_inline)) void sum_each(const T* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count,
+                                                    std::int64_t following, std::int64_t columns, Total* totals) {
+  constexpr std::int64_t line = 64 / sizeof(T), batch = 16;
+  double so_far[column_block];
+  const double* from = nullptr;
+  for (std::int64_t done = 0; done < count || done == 0; done += batch) {
+    const std::int64_t* here = entries + done;
+    const std::int64_t size = std::min(batch, count - done);
+    // rows lie anywhere: those that follow, of whichever code, are fetched while these are added
+    for (std::int64_t e = batch; e < std::min(batch + size, count - done + following); ++e)
+      for (std::int64_t d = 0; d < columns; d += line) __builtin_prefetch(rows + here[e] * dim + d);
+    if (done + batch >= count) return add_each(rows, dim, here, size, columns, from, totals);
+    add_each(rows, dim, here, size, columns, from, so_far);
+    from = so_far;
   }
 }
 
 }  // namespace
 
-VQKIT_CLONES void add_rows(const float* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count, std::int64_t columns,
-                           double* totals) {
-  add_each(rows, dim, entries, count, columns, totals);
+VQKIT_CLONES void sum_rows(const float* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count, std::int64_t following,
+                           std::int64_t columns, float* totals) {
+  sum_each(rows, dim, entries, count, following, columns, totals);
 }
 
-VQKIT_CLONES void add_rows(const double* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count, std::int64_t columns,
-                           double* totals) {
-  add_each(rows, dim, entries, count, columns, totals);
+VQKIT_CLONES void sum_rows(const float* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count, std::int64_t following,
+                           std::int64_t columns, double* totals) {
+  sum_each(rows, dim, entries, count, following, columns, totals);
+}
+
+VQKIT_CLONES void sum_rows(const double* rows, std::int64_t dim, const std::int64_t* entries, std::int64_t count, std::int64_t following,
+                           std::int64_t columns, double* totals) {
+  sum_each(rows, dim, entries, count, following, columns, totals);
 }
 
 EntriesByCode::EntriesByCode(const std::int64_t* indices, std::int64_t rows, std::int64_t width, std::int64_t codebook_size)
@@ -87,13 +140,8 @@ void code_statistics(const T* latents, const std::int64_t* indices, std::int64_t
   const EntriesByCode groups(indices, rows, 1, codebook_size);
   for (std::int64_t code = 0; code < codebook_size; ++code) counts[code] = groups.offsets[code + 1] - groups.offsets[code];
   for_each_code(groups, dim, threads, [&](std::int64_t code, std::int64_t first, std::int64_t end) {
-    double totals[column_block];
-    for (std::int64_t column = first; column < end; column += column_block) {
-      const std::int64_t here = std::min(column_block, end - column);
-      std::fill_n(totals, here, 0.0);
-      add_rows(latents + column, dim, groups.entries.data() + groups.offsets[code], counts[code], here, totals);
-      for (std::int64_t d = 0; d < here; ++d) sums[code * dim + column + d] = T(totals[d]);
-    }
+    for (std::int64_t column = first; column < end; column += column_block)
+      groups.sum(code, latents + column, dim, std::min(column_block, end - column), sums + code * dim + column);
   });
 }
 

@@ -78,10 +78,11 @@ bool rotate_back(const T* x, const T* q, const T* grad, std::int64_t dim, T* out
   return true;
 }
 
-// totals[d] += latents - quantized over the rows of the entries, for rows that average several codes.
+// totals[d] = sum of latents - quantized over the rows of the entries, for rows that average several codes.
 template <class T>
-void add_differences(const Selection<T>& s, const std::int64_t* entries, std::int64_t count, std::int64_t column, std::int64_t columns,
+void sum_differences(const Selection<T>& s, const std::int64_t* entries, std::int64_t count, std::int64_t column, std::int64_t columns,
                      double* totals) {
+  std::fill_n(totals, columns, 0.0);
   for (std::int64_t e = 0; e < count; ++e) {
     const std::int64_t row = entries[e] / s.width;
     const std::int64_t* picks = s.indices + row * s.width;
@@ -161,11 +162,10 @@ void straight_through_backward(const Selection<T>& s, const T* grad_quantized, c
     double totals[column_block];
     for (std::int64_t column = first; column < end; column += column_block) {
       const std::int64_t here = std::min(column_block, end - column);
-      std::fill_n(totals, here, 0.0);
       if (s.width == 1)
-        add_rows(s.latents + column, s.dim, entries, count, here, totals);
+        groups.sum(code, s.latents + column, s.dim, here, totals);
       else
-        add_differences(s, entries, count, column, here, totals);
+        sum_differences(s, entries, count, column, here, totals);
       // alone in its rows a code is their quantized vector: the sum of the latents is all that varies
       const double own = s.width == 1 ? double(count) : 0.0;
       const T* c = s.codes + code * s.dim + column;

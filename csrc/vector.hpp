@@ -8,6 +8,7 @@
 #include <arm_neon.h>
 #endif
 
+#include <cstdint>
 #include <cstring>
 
 namespace vqkit {
@@ -31,6 +32,10 @@ struct Vector<float> {
   static type max(type a, type b) { return _mm512_max_ps(a, b); }
   static unsigned at_least(type a, type b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static unsigned above(type a, type b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  using flags = __mmask16;
+  static flags set() { return __mmask16(0xffff); }
+  static flags and_at_most(flags so_far, type a, type b) { return _mm512_mask_cmp_ps_mask(so_far, a, b, _CMP_LE_OQ); }
+  static bool all(flags a) { return a == set(); }
   static type without(type a, type b) {
     return _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), broadcast(-__builtin_inff()));
   }
@@ -48,6 +53,10 @@ struct Vector<double> {
   static type max(type a, type b) { return _mm512_max_pd(a, b); }
   static unsigned at_least(type a, type b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
   static unsigned above(type a, type b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
+  using flags = __mmask8;
+  static flags set() { return __mmask8(0xff); }
+  static flags and_at_most(flags so_far, type a, type b) { return _mm512_mask_cmp_pd_mask(so_far, a, b, _CMP_LE_OQ); }
+  static bool all(flags a) { return a == set(); }
   static type without(type a, type b) {
     return _mm512_mask_mov_pd(a, _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), broadcast(-__builtin_inf()));
   }
@@ -69,6 +78,10 @@ struct Vector<float> {
   static type max(type a, type b) { return _mm256_max_ps(a, b); }
   static unsigned at_least(type a, type b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
   static unsigned above(type a, type b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+  using flags = __m256;
+  static flags set() { return _mm256_cmp_ps(_mm256_setzero_ps(), _mm256_setzero_ps(), _CMP_EQ_OQ); }
+  static flags and_at_most(flags so_far, type a, type b) { return _mm256_and_ps(so_far, _mm256_cmp_ps(a, b, _CMP_LE_OQ)); }
+  static bool all(flags a) { return _mm256_movemask_ps(a) == (1 << lanes) - 1; }
   static type without(type a, type b) { return _mm256_blendv_ps(a, broadcast(-__builtin_inff()), _mm256_cmp_ps(a, b, _CMP_EQ_OQ)); }
   static float largest(type a) {
     __m128 half = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -88,6 +101,10 @@ struct Vector<double> {
   static type max(type a, type b) { return _mm256_max_pd(a, b); }
   static unsigned at_least(type a, type b) { return _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GE_OQ)); }
   static unsigned above(type a, type b) { return _mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GT_OQ)); }
+  using flags = __m256d;
+  static flags set() { return _mm256_cmp_pd(_mm256_setzero_pd(), _mm256_setzero_pd(), _CMP_EQ_OQ); }
+  static flags and_at_most(flags so_far, type a, type b) { return _mm256_and_pd(so_far, _mm256_cmp_pd(a, b, _CMP_LE_OQ)); }
+  static bool all(flags a) { return _mm256_movemask_pd(a) == (1 << lanes) - 1; }
   static type without(type a, type b) { return _mm256_blendv_pd(a, broadcast(-__builtin_inf()), _mm256_cmp_pd(a, b, _CMP_EQ_OQ)); }
   static double largest(type a) {
     __m128d half = _mm_max_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
@@ -132,6 +149,14 @@ struct Vector {
     unsigned bits = 0;
     for (int i = 0; i < lanes; ++i) bits |= unsigned(a[i] > b[i]) << i;
     return bits;
+  }
+  typedef decltype(type{} <= type{}) flags;
+  static flags set() { return type{} <= type{}; }
+  static flags and_at_most(flags so_far, type a, type b) { return so_far & (a <= b); }
+  static bool all(flags a) {
+    std::uint64_t halves[2];
+    std::memcpy(halves, &a, sizeof halves);
+    return (halves[0] & halves[1]) == ~std::uint64_t(0);
   }
   // a with -inf where it equals b
   static type without(type a, type b) { return a == b ? broadcast(-T(__builtin_inf())) : a; }

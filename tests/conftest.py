@@ -34,3 +34,28 @@ def device(backend) -> str:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def write_bert():
+    """write_bert(folder, words, width=16): a BERT with random weights that knows these words and letters, as a transformers folder."""
+
+    def write(folder, words, width: int = 16):
+        transformers = pytest.importorskip("transformers")
+        folder.mkdir()
+        letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+        pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "'", "-", *words, *letters, *(f"##{letter}" for letter in letters)]
+        pieces = list(dict.fromkeys(pieces))
+        (folder / "vocab.txt").write_text("\n".join(pieces))
+        transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+        config = transformers.BertConfig(vocab_size=len(pieces), hidden_size=width, num_hidden_layers=2, num_attention_heads=2,
+                                         intermediate_size=2 * width, max_position_embeddings=64)  # fmt: skip
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            model = transformers.BertModel(config)
+            # As large as trained ones; drawn with a deviation of 0.02 they would all be nearly the same.
+            torch.nn.init.normal_(model.embeddings.word_embeddings.weight)
+        model.save_pretrained(folder)
+        return folder
+
+    return write

@@ -1,4 +1,4 @@
-"""How good a tokenizer is on pictures of a split: PSNR, SSIM, L1, codebook usage and perplexity."""
+"""How good a tokenizer is on pictures of a split: PSNR, SSIM, L1, codebook usage and perplexity; guided by captions, how it agrees with them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from training.alignment import alignment_line, measure_alignment
 from training.checkpoint import write_json
 from training.data import EvaluationOrder, PictureDataset, default_workers, load, to_float, to_uint8
 from training.distributed import Ranks, started
+from training.guidance import load_guidance
 from training.runs import FinishedRun
 from training.sources import open_split
 from vqkit.metrics import CodebookUsage, psnr, ssim
@@ -75,13 +77,31 @@ def evaluate(wanted: Evaluation) -> dict:
         metrics, usage = measure(model, dataset, ranks, batch_size=wanted.batch_size, workers=workers)
         metrics |= {"recipe": MEAN_COLOR if run is None else run.recipe, "steps": 0 if run is None else run.steps, "data": wanted.data,
                     "split": wanted.split, "resolution": resolution}
+        if run is not None and run.config.get("guidance"):
+            metrics |= _alignment(run, model, dataset, ranks, batch_size=wanted.batch_size, workers=workers)
         folder = wanted.out or (None if run is None else run.folder)
         if ranks.first:
             print(table([metrics]))
+            if "captioned" in metrics:
+                print(alignment_line(metrics))
             if folder is not None:
                 write_json(folder / "metrics.json", metrics)
                 write_json(folder / "code_counts.json", [part.tolist() for part in usage.counts] if usage else [])
     return metrics
+
+
+def _alignment(run: FinishedRun, model: nn.Module, dataset: PictureDataset, ranks: Ranks, **loading: int) -> dict:
+    """Metrics of a guided run against captions; where the captions or the text model are not here the reason, and no metrics."""
+    found, reason = {}, f"{dataset.source.name} has no captions that fit the text model"
+    try:
+        guidance, encoder = load_guidance(run.folder / "model", ranks.device)
+    except (ValueError, FileNotFoundError) as missing:
+        reason = str(missing)
+    else:
+        found = measure_alignment(model, guidance, encoder, dataset, ranks, seed=run.config["seed"], **loading)
+    if not found and ranks.first:
+        print(f"not measured against captions: {reason}")
+    return found
 
 
 @torch.no_grad()

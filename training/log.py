@@ -100,7 +100,8 @@ def progress_bar(name: str, steps: int, done: int, shown: bool) -> tqdm:
 
 def bar_text(entry: dict) -> dict[str, str]:
     """What the bar shows of a log line: losses, speed, usage."""
-    shown = {name: f"{entry[name]:.4f}" for name in ("l1", "l2", "commitment", "generator") if name in entry}
+    named = ("l1", "l2", "commitment", "generator", "global_alignment", "masked_words", "relation")
+    shown = {name: f"{entry[name]:.4f}" for name in named if name in entry}
     shown["images/s"] = f"{entry['images_per_second']:.0f}"
     if "codebook_usage" in entry:
         shown["codes used"] = f"{entry['codebook_usage']:.0%}"

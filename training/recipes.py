@@ -12,9 +12,23 @@ from typing import Literal
 import tyro
 
 from vqkit.models import CHANNEL_MULTIPLIERS, VQCTConfig, VQGANConfig, VQVAEConfig
+from vqkit.objectives import GuidanceConfig
 
 # What may differ between a run and its resumption: none of it changes what the run computes.
 FREE_ON_RESUME = ("out", "steps", "workers", "memory_budget", "save_every", "log_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LGVQSettings(GuidanceConfig):
+    """Guidance by captions; every weight in LG-VQ's published value for TextCaps and CelebA-HQ."""
+
+    text_encoder: str = "minilm"
+    """The frozen text model: the folder or the name of a transformers model (the paper's is CLIP ViT-B/32), or "minilm"."""
+
+    @property
+    def config(self) -> GuidanceConfig:
+        """What the module needs of it."""
+        return GuidanceConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(GuidanceConfig)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +73,12 @@ class TokenizerSettings:
     """Halvings in the discriminator."""
     disc_normalization: Literal["group", "batch"] = "group"
     """"group" gives the same numbers on one rank or many; "batch" is the published one."""
+    guidance: Literal["lgvq"] | None = None
+    """"lgvq": captions guide the codes, one random caption a picture. Mirrored pictures contradict "left" and "right": see --flip."""
+    lg: LGVQSettings = LGVQSettings()
+    """Of --guidance lgvq."""
     seed: int = 0
-    """Of weights, order, flips, dropout and of the scenes."""
+    """Of weights, order, flips, dropout, captions, masked words and of the scenes."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the networks; auto is bf16 where the device computes it fast. The code search is in float32 always."""
     device: str = "auto"
@@ -152,6 +170,18 @@ RECIPES = {
 }
 
 
+def _guided(recipe: Recipe, summary: str) -> Recipe:
+    """The recipe with LG-VQ's guidance, and without mirrored pictures, of which captions say the wrong side."""
+    return dataclasses.replace(recipe, summary=summary, settings=dataclasses.replace(recipe.settings, guidance="lgvq", flip=False))
+
+
+RECIPES |= {
+    "vqvae+lg": _guided(RECIPES["vqvae"], "the same VQ-VAE with codes guided by captions (LG-VQ)"),
+    "vqgan+lg": _guided(RECIPES["vqgan"], "the same small VQ-GAN with codes guided by captions (LG-VQ)"),
+    "vqct+lg": _guided(RECIPES["vqct"], "the same small VQCT with codes guided by captions (LG-VQ)"),
+}
+
+
 def find_recipe(name: str) -> Recipe:
     """The recipe of this name. Raises ValueError naming the known ones."""
     if name not in RECIPES:
@@ -164,6 +194,9 @@ def find_recipe(name: str) -> Recipe:
 def to_json(recipe: str, settings: TokenizerSettings) -> dict:
     """What RUN/config.json holds."""
     fields = dataclasses.asdict(settings)
+    # Runs without guidance have one configuration, whatever --lg says and whether or not it was known when they began.
+    if settings.guidance is None:
+        del fields["guidance"], fields["lg"]
     return json.loads(json.dumps({"recipe": recipe, **fields}, default=str))
 
 

@@ -142,6 +142,9 @@ _CURVES = {
     "l2": ("squared error while training", "mean square, pixels in -1..1"),
     "codebook_usage": ("codes used in the last 50 steps", "fraction of codes"),
     "perplexity": ("perplexity of a batch", "codes"),
+    "masked_words": ("masked words while training", "cross-entropy, nats a token"),
+    "global_alignment": ("pictures and captions while training", "cross-entropy, nats a picture"),
+    "relation": ("relations of words and codes while training", "mean square difference of cosines"),
 }
 
 

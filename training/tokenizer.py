@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ import vqkit.models
 from training import checkpoint
 from training.data import PictureDataset, TrainingOrder, default_workers, load, to_float
 from training.distributed import Ranks, choose_precision, started
+from training.guidance import Guide
 from training.log import Meter, RecentUsage, RunLog, bar_text, progress_bar
 from training.recipes import RECIPES, TokenizerSettings, VQCTSettings, changed_setting, to_json
 from training.sources import Source, open_split
@@ -90,6 +92,15 @@ def _loop(run: Run, stop: Stop) -> int:
     return 0
 
 
+class Batch(NamedTuple):
+    """The pictures of one pass, its number in the run, and the (epoch, index) that were ordered and the indices that are shown."""
+
+    images: Tensor
+    number: int
+    keys: list[tuple[int, int]]
+    indices: list[int]
+
+
 class Run:
     """All that a training run consists of; `advance` is one step."""
 
@@ -110,9 +121,12 @@ class Run:
         norm = settings.disc_normalization
         self.discriminator = PatchDiscriminator(settings.disc_channels, settings.disc_layers, normalization=norm).to(device)
         self._check_discriminator()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), settings.lr, betas=BETAS)
+        self.guide = self._create_guide(source) if settings.guidance else None
+        trained = [*self.model.parameters(), *(self.guide.module.parameters() if self.guide else [])]
+        self.optimizer = torch.optim.Adam(trained, settings.lr, betas=BETAS)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), settings.lr, betas=BETAS)
         self.parallel, self.parallel_discriminator = (_parallel(module, ranks) for module in (self.model, self.discriminator))
+        self.parallel_guidance = _parallel(self.guide.module, ranks) if self.guide else None
         precision = choose_precision(settings.precision, device)
         self.autocast = lambda: torch.autocast(device.type, precision, enabled=precision != torch.float32)
         self.usage = RecentUsage(self.model.codebook_sizes, device)
@@ -130,29 +144,30 @@ class Run:
         if self.ranks.first:
             self.log = RunLog(self.settings.out / "log.jsonl", self.step)
 
-    def batches(self) -> Iterator[Tensor]:
-        """The pictures of all passes from this step on."""
+    def batches(self) -> Iterator[Batch]:
+        """All passes from this step on."""
         settings, ranks = self.settings, self.ranks
         order = TrainingOrder(len(self.dataset), settings.batch_size, settings.seed, first=self.step * settings.accumulation,
                               last=settings.steps * settings.accumulation, rank=ranks.rank, world=ranks.world)
         workers = default_workers() if settings.workers is None else settings.workers
-        for images, _ in load(self.dataset, order, workers, ranks.device):
-            yield to_float(images, ranks.device)
+        loaded = load(self.dataset, order, workers, ranks.device)
+        for number, keys, (images, indices) in zip(range(order.first, order.last), order, loaded, strict=True):
+            yield Batch(to_float(images, ranks.device), number, keys, indices.tolist())
 
-    def advance(self, batches: Iterator[Tensor]) -> None:
+    def advance(self, batches: Iterator[Batch]) -> None:
         """One step: gradients of every pass, both optimisers, the running mean of the weights."""
         self.optimizer.zero_grad(set_to_none=True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         adversarial = self.adversarial.active(self.step)
         for number in range(self.settings.accumulation):
             began = time.perf_counter()
-            images = next(batches)
+            batch = next(batches)
             waited = time.perf_counter() - began
             last = number + 1 == self.settings.accumulation
-            terms, reconstruction = self._tokenizer_pass(images, adversarial, last)
+            terms, reconstruction = self._tokenizer_pass(batch, adversarial, last)
             if adversarial:
-                terms["discriminator"] = self._discriminator_pass(images, reconstruction, last)
-            self.meter.add(terms, len(images) * self.ranks.world, waited)
+                terms["discriminator"] = self._discriminator_pass(batch.images, reconstruction, last)
+            self.meter.add(terms, len(batch.images) * self.ranks.world, waited)
         if self.settings.grad_clip > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.grad_clip)
         self.optimizer.step()
@@ -161,8 +176,10 @@ class Run:
         self._update_average()
         self.step += 1
 
-    def _tokenizer_pass(self, images: Tensor, adversarial: bool, last: bool) -> tuple[dict[str, Tensor], Tensor]:
-        with _synchronised(self.parallel, last):
+    def _tokenizer_pass(self, batch: Batch, adversarial: bool, last: bool) -> tuple[dict[str, Tensor], Tensor]:
+        images = batch.images
+        text = self.guide.read(batch.number, batch.keys, batch.indices) if self.guide else None
+        with _synchronised(self.parallel, last), _synchronised(self.parallel_guidance, last):
             with self.autocast():
                 output = self.parallel(images)
             loss, terms = self.reconstruction(output.reconstruction, images)
@@ -170,6 +187,10 @@ class Run:
                 terms["lpips"] = self.lpips(output.reconstruction.float(), images).mean()
                 loss = loss + terms["lpips"]
             total = loss + output.loss
+            if text is not None:
+                with self.autocast():
+                    guidance, parts = self.parallel_guidance(output.quantized, text)
+                total, terms = total + guidance, terms | parts
             if adversarial:
                 # Through the bare discriminator, whose own gradients are not wanted here.
                 self.discriminator.requires_grad_(False)
@@ -197,9 +218,10 @@ class Run:
     def _update_average(self) -> None:
         """Running mean of the weights, faster at first: a mean over few steps must not remember the initial weights."""
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step)) if self.settings.ema_decay else 0.0
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
-        for mean, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            mean.copy_(now)
+        for average, module in [(self.average, self.model), *([(self.guide.average, self.guide.module)] if self.guide else [])]:
+            torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+            for mean, now in zip(average.buffers(), module.buffers(), strict=True):
+                mean.copy_(now)
 
     def report(self) -> dict:
         """Write the log's next line and return it. Raises FloatingPointError where a loss is no longer a number."""
@@ -221,11 +243,24 @@ class Run:
         checkpoint.save(self.settings.out, self.step, *self._state(), self.ranks)
         if self.ranks.first:
             self.average.save_pretrained(self.settings.out / "model")
+            if self.guide:
+                self.guide.save(self.settings.out / "model")
 
     def _state(self) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer], dict[str, Tensor]]:
         modules = {"model": self.model, "average": self.average, "discriminator": self.discriminator}
+        if self.guide:
+            modules |= {"guidance": self.guide.module, "average_guidance": self.guide.average}
         optimizers = {"optimizer": self.optimizer, "discriminator_optimizer": self.discriminator_optimizer}
         return modules, optimizers, {"last_selected": self.usage.last_selected}
+
+    @torch.no_grad()
+    def _create_guide(self, source: Source) -> Guide:
+        """Guidance for maps as a picture of the run gives them."""
+        settings, device = self.settings, self.ranks.device
+        blank = torch.zeros(1, 3, settings.resolution, settings.resolution, device=device)
+        # A copy: in eval mode a model may keep a codebook that training makes old.
+        _, code_dim, grid, _ = copy.deepcopy(self.average)(blank).quantized.shape
+        return Guide(settings.lg, source, settings.seed, code_dim, grid, device)
 
     def _check_discriminator(self) -> None:
         smallest = self.discriminator.minimum_size
@@ -241,6 +276,8 @@ class Run:
         where = f"{self.ranks.device}, {str(precision).removeprefix('torch.')}"
         _say(self.ranks, f"{self.recipe}: {millions:.1f} M parameters, {codes} codes, f{self.model.downsampling}, {where}")
         _say(self.ranks, f"loss: {self._named_loss()}")
+        if self.guide and self.settings.flip:
+            _say(self.ranks, "half of the pictures are mirrored, of which captions with left and right say the wrong side; see --flip False")
         _say(self.ranks, f"{len(dataset):,} pictures of {dataset.source.name} at {dataset.resolution}x{dataset.resolution}, {memory}")
 
     def _named_loss(self) -> str:
@@ -252,6 +289,8 @@ class Run:
             terms.append(f"{settings.structural_weight:g} x multi-scale structure (in the place of LPIPS, which needs --lpips-weights)")
         if settings.disc_weight:
             terms.append(f"{settings.disc_weight:g} x adversarial from step {settings.disc_start:,}")
+        if self.guide:
+            terms.append(self.guide.describe())
         return " + ".join([*terms, *(["quantizer"] if self.model.quantizer is not None else [])])
 
 
@@ -321,7 +360,7 @@ def _parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
     return DistributedDataParallel(module, broadcast_buffers=False)
 
 
-def _synchronised(module: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+def _synchronised(module: nn.Module | None, last: bool) -> contextlib.AbstractContextManager:
     """Gradients are averaged over the ranks in a step's last pass only."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else contextlib.nullcontext()
 

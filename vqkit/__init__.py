@@ -12,8 +12,10 @@ _HOME = {
     "ProductQuantizer": "vqkit.quantizers",
     "BackendError": "vqkit.backend",
     "use_backend": "vqkit.backend",
+    "accelerate": "vqkit.compat.accelerate",
+    "restore": "vqkit.compat.accelerate",
 }
-_MODULES = ("backend", "codebooks", "kernels", "language", "metrics", "models", "native", "nn", "objectives", "ops", "quantizers")
+_MODULES = ("backend", "codebooks", "compat", "kernels", "language", "metrics", "models", "native", "nn", "objectives", "ops", "quantizers")
 
 __all__ = [*_HOME, *_MODULES, "__version__"]
 

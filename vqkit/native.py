@@ -78,10 +78,11 @@ def _check_layout(name: str, tensor: Tensor, *shape: int | None) -> None:
 
 
 def _check_ranks(codes: Tensor, k: int) -> None:
-    if not 1 <= k <= min(codes.shape[0], MAX_RANKS):
-        raise ValueError(f"k: expected 1 to {min(codes.shape[0], MAX_RANKS)} for {codes.shape[0]} codes, got {k}")
-    if codes.shape[0] > _MAX_CODES:
-        raise ValueError(f"codes: expected at most {_MAX_CODES}, got {codes.shape[0]}")
+    size = codes.shape[-2]
+    if not 1 <= k <= min(size, MAX_RANKS):
+        raise ValueError(f"k: expected 1 to {min(size, MAX_RANKS)} for {size} codes, got {k}")
+    if size > _MAX_CODES:
+        raise ValueError(f"codes: expected at most {_MAX_CODES}, got {size}")
 
 
 def _computed(dtype: torch.dtype) -> torch.dtype:
@@ -95,18 +96,20 @@ def nearest_codes(latents: Tensor, codes: Tensor, k: int, cosine: bool, exact: b
     Euclidean, or 1 - cosine similarity; and indices (N, k) int64. ``exact``: ranked by the float64 score of the inputs, ties
     to the lowest index; else by a float32 score (float64 for float64), ties to the lowest index. A row with NaN or inf gets indices 0..k-1 at distance
     NaN; a code with NaN or inf comes after every finite one, at distance inf. Under cosine a zero vector has similarity 0 with all.
+    With a first dimension H, latents (H, N, D) and codes (H, K, D) are as many searches of their own: (H, N, k).
     """
-    _check("latents", latents, None, None)
-    _check("codes", codes, None, latents.shape[1])
+    heads = latents.shape[:1] if latents.ndim == 3 else ()
+    _check("latents", latents, *heads, None, None)
+    _check("codes", codes, *heads, None, latents.shape[-1])
     _check_ranks(codes, k)
-    dtype = _computed(latents.dtype)
+    dtype, halves = _computed(latents.dtype), latents.dtype == codes.dtype == torch.bfloat16
     latents, codes = latents.to(dtype), codes.to(dtype)
-    distances = torch.empty(latents.shape[0], k, dtype=dtype)
-    indices = torch.empty(latents.shape[0], k, dtype=torch.int64)
+    distances = torch.empty(*latents.shape[:-1], k, dtype=dtype)
+    indices = torch.empty(*latents.shape[:-1], k, dtype=torch.int64)
     _function("nearest_codes", dtype)(
-        latents.data_ptr(), codes.data_ptr(), latents.shape[0], codes.shape[0], latents.shape[1], k, cosine, exact, torch.get_num_threads(),
-        distances.data_ptr(), indices.data_ptr(),
-    )
+        latents.data_ptr(), codes.data_ptr(), *(heads or (1,)), latents.shape[-2], codes.shape[-2], latents.shape[-1], k, cosine, exact, halves,
+        torch.get_num_threads(), distances.data_ptr(), indices.data_ptr(),
+    )  # fmt: skip
     return distances, indices
 
 

@@ -29,7 +29,7 @@ from triton.runtime.jit import JITFunction
 from vqkit.kernels import aggregate, nearest, probe, statistics, straight_through
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-SHAPE = ("D", "ROWS", "CODES", "DIMS", "LISTS", "MEMBERS", "KEEP", "WHOLE", "PARTS")
+SHAPE = ("D", "ROWS", "CODES", "DIMS", "LISTS", "MEMBERS", "KEEP", "WHOLE", "PARTS", "GROUP")
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
 
@@ -62,7 +62,7 @@ def compile_launch(kernel, capability: int, arguments: tuple, options: dict) -> 
         else:
             signature[parameter.name], attributes[(place,)] = compiled_argument(value, not parameter.do_not_specialize)
     source = ASTSource(kernel, signature, constants, attributes)
-    launch = {k: v for k, v in options.items() if k.startswith("num_")}
+    launch = {k: v for k, v in options.items() if k.startswith("num_") or k == "maxnreg"}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
     element = signature.get("latents_ptr", signature.get("codes_ptr", signature.get("sums_ptr")))
     return Launch(kernel.__name__, element and element[1:], constants, compiled)
@@ -107,6 +107,9 @@ def operators(dtype: torch.dtype, n: int, size: int, d: int, k: int, cosine: boo
 def every_kernel() -> None:
     """Every launcher, for the dtypes, metrics and sizes that compile different kernels."""
     search(torch.float32, 300, 100, 512, 7)
+    # What takes the most shared memory.
+    search(torch.float32, 20000, 1024, 128)
+    search(torch.bfloat16, 20000, 1024, 64, 1, True)
     # Few rows and many codes: what one program cannot search alone.
     search(torch.float32, 1024, 4096, 64)
     search(torch.bfloat16, 1024, 4096, 256)
@@ -120,7 +123,7 @@ def every_kernel() -> None:
 def searches() -> None:
     """The search over many codes, by one program for all of them and by several."""
     for dtype in (torch.bfloat16, torch.float32):
-        for d in (16, 64, 256):
+        for d in (8, 64, 256):
             for n in (20000, 1024):
                 search(dtype, n, 8192, d)
 
@@ -133,6 +136,7 @@ def long_rows() -> None:
     """Every kernel, with rows of ROW_LENGTH elements and CODES_A_ROW codes each."""
     operators(torch.float32, 300, 100, ROW_LENGTH, CODES_A_ROW, True)
     search(torch.bfloat16, 300, 10000, ROW_LENGTH, CODES_A_ROW, False)
+    search(torch.float32, 300, 10000, ROW_LENGTH)
 
 
 def resources(launch: Launch) -> dict:
@@ -170,6 +174,7 @@ def main_loop(launch: Launch) -> dict:
         "tile": f"{sizes['ROWS']}x{sizes['CODES']}x{sizes['DIMS']}",
         "warps": warps,
         "registers": machine_code.resources(TOOLS, launch.compiled.asm["cubin"])["registers"],
+        "shared": launch.compiled.metadata.shared,
         "all": round(sum(kinds.values()) / pairs, 2),
         **{kind: round(count / pairs, 2) for kind, count in kinds.items()},
     }

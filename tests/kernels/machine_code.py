@@ -42,7 +42,8 @@ class Loop(NamedTuple):
     def kinds(self, chunks: int) -> dict[str, int]:
         """How many instructions of each kind a turn takes at most, where it multiplies ``chunks`` chunks on the tensor cores."""
         outer, inner = (Counter(map(kind, part)) for part in (self.outside, self.inner))
-        if bool(inner) != (chunks > 1):
+        # Without an inner loop there is one chunk, or the compiler wrote them all out.
+        if inner and chunks == 1:
             raise ValueError(f"expected an inner loop for several chunks only, got {len(self.inner)} instructions for {chunks}")
         # A compiler that overlaps turns moves chunks out of the inner loop, as many as their tensor instructions tell.
         turns = chunks - outer["tensor"] // inner["tensor"] if inner else 0

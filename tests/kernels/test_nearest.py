@@ -7,10 +7,23 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if reason := probe.unavailable(torch.zeros(1, device=DEVICE)):
     pytest.skip(reason, allow_module_level=True)
 
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
 from vqkit.kernels import exhaustive, nearest, tile  # noqa: E402
 from vqkit.kernels.nearest import nearest_codes  # noqa: E402
+from vqkit.kernels.operands import place  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+@triton.jit
+def _place_kernel(codes_ptr, lines_ptr, CODES: tl.constexpr, GROUP: tl.constexpr, SLOTS: tl.constexpr, LENGTH: tl.constexpr):
+    code = tl.arange(0, LENGTH)
+    line = place(tl.load(codes_ptr + code, mask=code < 96, other=0), CODES, GROUP, SLOTS)
+    tl.store(lines_ptr + code, line, mask=code < 96)
+
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -51,7 +64,7 @@ def test_nearest_codes(n, size, d, k, dtype, cosine):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles so small that every loop turns several times."""
-    monkeypatch.setattr(tile, "search", lambda *_: tile.Tile(16, 16, 16, 4, 1))
+    monkeypatch.setattr(tile, "search", lambda *a: tile.Search(16, 16, 16, 4, 1, 4 if a[-1] == 2 else 1, 2))
     monkeypatch.setattr(tile, "exhaustive", lambda *_: tile.Tile(4, 8, 4, 4, 1))
     monkeypatch.setattr(tile, "rows", lambda *_: tile.Tile(8, 1, 8, 4, 1))
 
@@ -146,7 +159,7 @@ def test_few_rows_are_shared_by_all_processors(monkeypatch):
             return kernel[grid]
 
     monkeypatch.setattr(nearest, "_search_kernel", Recorded())
-    monkeypatch.setattr(tile, "search", lambda *_: tile.Tile(16, 16, 16, 4, 1))
+    monkeypatch.setattr(tile, "search", lambda *a: tile.Search(16, 16, 16, 4, 1, 4 if a[-1] == 2 else 1, 2))
     monkeypatch.setattr(probe, "processors", lambda _: 3)
     check(torch.randn(20, 5, device=DEVICE), torch.randn(200, 5, device=DEVICE), 1)
     check(torch.randn(90, 5, device=DEVICE), torch.randn(200, 5, device=DEVICE), 1)
@@ -182,17 +195,15 @@ def test_few_rows_need_the_exhaustive_search(dtype, offset, left_out):
     """Nor does that change where many codes are NaN, which is how rows are left out of ``nearest_row``."""
     latents, codes = (torch.randn(300, 32, device=DEVICE) + offset).to(dtype), (torch.randn(500, 32, device=DEVICE) + offset).to(dtype)
     codes[500 - left_out :] = float("nan")
-    prepared = nearest._prepare(codes, False)
     indices = torch.full((300, 1), -1, device=DEVICE)
-    nearest._search(latents, codes, prepared, indices, False, True)
-    assert prepared.state[3].item() <= 15
+    assert nearest._search(latents, codes, indices, False, True).item() <= 15
     assert torch.equal(indices[:, 0], exact_distances(latents, codes[: 500 - left_out], False).min(dim=1).indices)
 
 
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("d", [8, 64, 256])
 def test_the_bound_covers_truncating_tensor_cores(split, d):
-    """Operands cut to TensorFloat-32 and sums of four products cut to 24 bits stay within the bound on data of one sign."""
+    """Sums of four products cut to 24 bits stay within the bound on data of one sign, in two bfloat16 parts as in float16."""
     generator = torch.Generator().manual_seed(d)
     rows, codes = (torch.rand(40, d, generator=generator, dtype=torch.float32) + 0.5 for _ in range(2))
 
@@ -208,17 +219,38 @@ def test_the_bound_covers_truncating_tensor_cores(split, d):
             start = cut((torch.trunc(terms / last_bit) * last_bit).sum(-1), 24)
         return start
 
+    norms, missing = rows.double().norm(dim=1)[:, None] * codes.double().norm(dim=1), 0.0
     if split:
-        parts = [(cut(v, 11), cut(v.double() - cut(v, 11), 11)) for v in (rows, codes)]
-        (rows_high, rows_low), (codes_high, codes_low) = parts
-        result = product(rows_low, codes_high, torch.zeros(40, 40, dtype=torch.float64))
-        result = product(rows_high, codes_high, product(rows_high, codes_low, result))
+        highs = [v.bfloat16().double() for v in (rows, codes)]
+        lows = [(v - high).bfloat16().double() for v, high in zip((rows.double(), codes.double()), highs)]
+        residuals = [v - high - low for v, high, low in zip((rows.double(), codes.double()), highs, lows)]
+        result = product(lows[0], highs[1], torch.zeros(40, 40, dtype=torch.float64))
+        result = product(highs[0], highs[1], product(highs[0], lows[1], result))
+        for a, b in ((lows[0], lows[1]), (rows.double(), residuals[1]), (residuals[0], codes.double())):
+            missing += a.norm(dim=1)[:, None] * b.norm(dim=1)
     else:
         rows, codes = rows.half(), codes.half()
         result = product(rows.double(), codes.double(), torch.zeros(40, 40, dtype=torch.float64))
-    rows, codes = rows.double(), codes.double()
-    error = (result - rows @ codes.T).abs() / (rows.norm(dim=1)[:, None] * codes.norm(dim=1))
-    assert error.max() <= nearest.relative_bound(d, split)
+    error = (result - rows.double() @ codes.double().T).abs()
+    assert (error <= nearest.relative_bound(d, 1 + split) * norms + missing).all()
+
+
+@pytest.mark.parametrize("group, slots", [(1, 1), (2, 8), (8, 2), (4, 4), (16, 1)])
+def test_every_code_has_its_place_in_a_tile(group, slots):
+    """Codes that follow each other share a group, and a group's columns lie ``slots`` apart in the tile they belong to."""
+    code = torch.arange(96, device=DEVICE)
+    line = torch.empty_like(code)
+    _place_kernel[(1,)](code, line, CODES=32, GROUP=group, SLOTS=slots, LENGTH=128)
+    assert torch.equal(line.sort().values, code) and torch.equal(line // 32, code // 32)
+    groups = line.view(-1, group)
+    assert (groups.diff(dim=1) == slots).all()
+
+
+def test_more_rows_than_32_bits_count_are_refused():
+    many, few = (torch.empty(1, 1, dtype=torch.float16, device=DEVICE).expand(n, 1) for n in (2**31, 2**31 - 1))
+    assert nearest.rejects(few, few) is None
+    assert nearest.rejects(many, few) == f"latents: expected fewer than 2^31 rows, got {2**31}"
+    assert nearest.rejects(few, many).startswith("codes: ")
 
 
 @pytest.mark.parametrize("cosine", [False, True])

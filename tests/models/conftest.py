@@ -9,15 +9,24 @@ from vqkit.models import create
 ADJECTIVES = ["red", "green", "blue", "small", "big", "striped"]
 NOUNS = ["circle", "square", "star", "sky", "grass", "house", "cat", "hat", "tree"]
 TRUNK = {"channels": 8, "channel_multipliers": (1, 2, 2), "num_res_blocks": 1, "latent_dim": 12}
+SMALL = {"channels": 16, "residual_channels": 8, "code_dim": 6, "codebook_size": 32}
 KINDS = {
-    "vqvae": ("vqvae", {"channels": 16, "residual_channels": 8, "code_dim": 6, "codebook_size": 32}),
+    "adq-ema": ("adq", TRUNK | {"capacity": 96, "code_dims": (6, 12)}),
+    "vqvae": ("vqvae", SMALL),
     "vqvae-ema": ("vqvae", {"channels": 16, "codebook_size": 32, "codebook": "ema", "threshold_ema_dead_code": 1}),
     "vqgan": ("vqgan", TRUNK | {"codebook_size": 40}),
     "vqgan-averaged": ("vqgan", TRUNK | {"codebook_size": 40, "selections": (3,), "code_dim": 5}),
     "vqgan-halves": ("vqgan", TRUNK | {"codebook_size": (6, 9), "selections": (2, 1)}),
     "vqgan-ema": ("vqgan", TRUNK | {"codebook_size": 40, "codebook": "ema", "attention": False}),
     "autoencoder": ("vqgan", TRUNK | {"quantize": False, "attention_levels": (-1,)}),
+    "vqgan-anchored": ("vqgan", TRUNK | {"codebook_size": 40, "codebook": "anchored"}),
+    "vqgan-linear": ("vqgan", TRUNK | {"codebook_size": 40, "codebook": "linear"}),
+    "raq-ema": ("raq", SMALL | {"rates": (2, 40)}),
+    "raq-learned": ("raq", SMALL | {"codebook": "learned", "rates": (2, 40)}),
+    "raq-ema-resize": ("raq", SMALL | {"generator": "resize"}),
+    "sgc-vqgan-ema": ("sgc-vqgan", TRUNK | {"codebook_size": 24, "classes": 5}),
     "vit-vqgan": ("vit-vqgan", {"depth": 1, "width": 16, "heads": 2, "hidden": 24, "patch": 4, "grid": 4, "code_dim": 4, "codebook_size": 24}),
+    "v2l": ("v2l", TRUNK),
     "vqct": ("vqct", TRUNK),
     "vqct-gat": ("vqct", TRUNK | {"transfer": "gat", "transfer_dim": 8}),
     "vqct-none": ("vqct", TRUNK | {"transfer": "none", "prior": False}),
@@ -50,7 +59,7 @@ def build(vocabulary):
     def build(kind, **changes):
         name, config = KINDS[kind]
         torch.manual_seed(11)
-        given = {"vocabulary": vocabulary} if name == "vqct" else {}
+        given = {"vocabulary": vocabulary} if name in ("vqct", "v2l") else {}
         return create(name, **given, **(config | changes))
 
     return build
@@ -68,4 +77,10 @@ def kind(request):
 
 @pytest.fixture(params=sorted(set(KINDS) - {"autoencoder"}))
 def quantized_kind(request):
+    return request.param
+
+
+@pytest.fixture(params=sorted(set(KINDS) - {"autoencoder", "adq-ema"}))
+def searched_kind(request):
+    """Those whose latents are compared with the codes as they are, without projections between."""
     return request.param

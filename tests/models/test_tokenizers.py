@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vqkit.codebooks import AnchoredCodebook, LinearCodebook
 from vqkit.models import VQGANConfig, VQVAEConfig, create, from_pretrained
 from vqkit.models.vqgan import VQGAN
 from vqkit.models.vqvae import VQVAE
@@ -42,10 +43,10 @@ def test_decode_of_encode_is_the_evaluated_reconstruction(build, quantized_kind,
         assert torch.equal(model._reconstruct(output.quantized)[0], output.reconstruction)
 
 
-def test_indices_are_the_nearest_codes(build, quantized_kind, images):
-    model = build(quantized_kind).eval()
+def test_indices_are_the_nearest_codes(build, searched_kind, images):
+    model = build(searched_kind).eval()
     with torch.no_grad():
-        latents = model.to_codes(model.encoder(images)).movedim(1, -1).double()
+        latents = model._latents(images).movedim(1, -1).double()
         indices = model.encode(images)
     indices = indices if indices.dim() == 4 else indices[..., None]
     assert indices.shape == (2, 16 // model.downsampling, 24 // model.downsampling, sum(model.selections))
@@ -57,12 +58,12 @@ def test_indices_are_the_nearest_codes(build, quantized_kind, images):
         torch.testing.assert_close(distances.gather(-1, column), nearest, rtol=1e-9, atol=1e-12)
 
 
-def test_quantized_is_the_mean_of_the_selected_codes_and_losses_follow(build, quantized_kind, images):
-    model = build(quantized_kind).eval()
+def test_quantized_is_the_mean_of_the_selected_codes_and_losses_follow(build, searched_kind, images):
+    model = build(searched_kind).eval()
     with torch.no_grad():
         output = model(images)
-        latents = model.to_codes(model.encoder(images))
-        if "vit" in quantized_kind:
+        latents = model._latents(images)
+        if "vit" in searched_kind:
             latents = torch.nn.functional.normalize(latents, dim=1)
     indices = output.indices if output.indices.dim() == 4 else output.indices[..., None]
     columns = indices.split(list(model.selections), -1)
@@ -71,7 +72,7 @@ def test_quantized_is_the_mean_of_the_selected_codes_and_losses_follow(build, qu
     # halves of one width: the sum of their means
     error = len(chosen) * (output.quantized - latents).square().mean()
     torch.testing.assert_close(output.losses["commitment"], error)
-    trained_by_gradient = "ema" not in quantized_kind
+    trained_by_gradient = "ema" not in searched_kind
     assert ("codebook" in output.losses) == trained_by_gradient
     torch.testing.assert_close(output.loss, 0.25 * error + trained_by_gradient * error)
 
@@ -103,6 +104,8 @@ def test_swapped_weights(build, kind, images):
 def test_every_parameter_gets_a_gradient(build, kind, images):
     # a zero of a hidden unit of a small transfer network would be chance, so no dropout
     model = build(kind, **({"dropout": 0.0} if kind == "vqct" else {}))
+    # enough pictures that each way through a model is taken
+    images = images.repeat(8, 1, 1, 1)
     output = model(images)
     ((output.reconstruction - images).abs().mean() + output.loss).backward()
     for name, parameter in model.named_parameters():
@@ -120,6 +123,19 @@ def test_counts_and_usage_agree_with_the_indices(build, quantized_kind, images):
         assert torch.equal(part.counts, counted)
     expected = torch.stack([(part > 0).double().mean() for part in counts]).mean()
     assert output.usage.item() == pytest.approx(expected.item())
+
+
+def test_codebooks_have_only_the_options_that_are_theirs(build):
+    anchored, linear = (build("vqgan", codebook=name).quantizer.codebook for name in ("anchored", "linear"))
+    assert (type(anchored), type(linear), anchored.decay) == (AnchoredCodebook, LinearCodebook, 0.99)
+    assert build("vqgan", codebook="anchored", decay=0.9, kmeans_init=True).quantizer.codebook.decay == 0.9
+    for name, changes, option in [
+        ("linear", {"decay": 0.9}, "decay"),
+        ("linear", {"kmeans_init": True}, "kmeans_init"),
+        ("anchored", {"threshold_ema_dead_code": 1.0}, "threshold_ema_dead_code"),
+    ]:
+        with pytest.raises(ValueError, match=f"{option}: expected none with codebook='{name}'"):
+            build("vqgan", codebook=name, **changes)
 
 
 def test_autoencoder_is_the_ceiling(build, images):

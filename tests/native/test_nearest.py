@@ -96,6 +96,75 @@ def test_half_types_are_searched_exactly(isa, dtype, cosine):
     assert torch.equal(indices, again)
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "offset", "duplicates", "collapsed"])
+@pytest.mark.parametrize("cosine", [False, True], ids=["l2", "cosine"])
+def test_bfloat16_is_searched_exactly_on_every_shape(isa, kind, cosine):
+    """Products of bfloat16 and, where a centre is needed, of float32 on the processors that have both."""
+    for n, k, d in [(5, 33, 1), (7, 33, 2), (129, 1000, 7), (129, 1000, 8), (129, 257, 65), (300, 2000, 34)]:
+        latents, codes = (t.to(torch.bfloat16) for t in make(kind, n, k, d, torch.float32))
+        for ranks in (1, 2, 8):
+            check(latents, codes, ranks, cosine)
+        distances, indices = native.nearest_codes(latents, codes, 1, cosine, False)
+        truth = scores_of(latents, codes, cosine)
+        # those with an offset are as close as float32 tells them apart
+        if kind != "offset":
+            assert torch.allclose(truth.gather(1, indices), truth.amax(1, keepdim=True), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-39, 1e30], ids=str)
+def test_bfloat16_that_is_subnormal_or_huge(isa, scale):
+    latents, codes = make("gaussian", 60, 200, 6, torch.float32)
+    check(latents.to(torch.bfloat16), (codes * scale).to(torch.bfloat16), 2, False)
+    check((latents * scale).to(torch.bfloat16), codes.to(torch.bfloat16), 2, False)
+    check((latents * scale).to(torch.bfloat16), (codes * scale).to(torch.bfloat16), 2, False)
+    # coordinates that products leave out decide: large ones are equal, subnormal ones meet a large latent
+    codes[:, :5], codes[:, 5:] = codes[:1, :5], codes[:, 5:] * 1e-39
+    latents[:, 5] *= 1e17
+    check(latents.to(torch.bfloat16), codes.to(torch.bfloat16), 2, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("descending", [False, True])
+def test_codes_in_the_order_of_their_distance(isa, dtype, descending):
+    """Every code is nearer than all before it, or none is: limits move at every code, or at the first only."""
+    codes = torch.arange(1, 700.0)[:, None] * torch.tensor([[1.0, 0.5, -0.25]])
+    codes = (codes.flip(0) if descending else codes).to(dtype)
+    latents = (torch.randn(50, 3) / 8).to(dtype)
+    for ranks in (1, 3, 8):
+        check(latents, codes, ranks, False)
+        check(latents, torch.cat([codes, codes]), ranks, False)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_near_ties_far_apart_in_the_table(isa, ranks):
+    """Copies and near copies of the nearest codes, up to as many as the ranks and more, wherever they are."""
+    generator = torch.Generator().manual_seed(ranks)
+    latents, codes = make("gaussian", 90, 3000, 20, torch.float32)
+    for copies in (1, 2, 3, 9, 40):
+        near = latents.repeat_interleave(copies, 0) + 0.1
+        near += 1e-7 * torch.randn(near.shape, generator=generator) * (torch.rand(len(near), 1, generator=generator) < 0.5)
+        table = torch.cat([codes, near])[torch.randperm(len(codes) + len(near), generator=generator)]
+        check(latents, table, ranks, False)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("heads", [1, 2, 3, 25])
+def test_heads_are_searches_of_their_own(isa, heads, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for n, k, d in [(0, 3, 2), (3, 70, 5), (90, 300, 33)]:
+            pairs = [make("gaussian", n, k, d, torch.float32) for head in range(heads)]
+            latents, codes = (torch.stack([pair[side] * (head + 1) for head, pair in enumerate(pairs)]) for side in (0, 1))
+            distances, indices = native.nearest_codes(latents, codes, 2, False, True)
+            assert indices.shape == distances.shape == (heads, n, 2)
+            for head in range(heads):
+                alone = native.nearest_codes(latents[head], codes[head], 2, False, True)
+                assert torch.equal(distances[head], alone[0]) and torch.equal(indices[head], alone[1])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_several_blocks_chunks_and_groups(isa):
     """More codes than a packed block holds and more rows than are in flight at a time."""
     latents, codes = make("gaussian", 16384 + 137, 257, 3, torch.float32)
@@ -203,7 +272,8 @@ def test_instruction_sets_agree_to_the_bit(monkeypatch):
             native._native.isa()
         except ValueError:
             continue
-        results.append([native.nearest_codes(latents, codes, 2, cosine, True) for cosine in (False, True)])
+        dtypes = (torch.float32, torch.bfloat16)
+        results.append([native.nearest_codes(latents.to(dtype), codes.to(dtype), 2, cosine, True) for dtype in dtypes for cosine in (False, True)])
     for result in results[1:]:
         for (distances, indices), (first_distances, first_indices) in zip(result, results[0], strict=True):
             assert torch.equal(distances, first_distances) and torch.equal(indices, first_indices)
@@ -223,6 +293,8 @@ def test_refusals_name_the_argument(monkeypatch):
         native.nearest_codes(latents, codes[:, :1].contiguous(), 1, False, True)
     with pytest.raises(ValueError, match=r"latents: expected shape \(any, any\), got \(2,\)"):
         native.nearest_codes(latents[0], codes, 1, False, True)
+    with pytest.raises(ValueError, match=r"codes: expected shape \(2, any, 2\), got \(1, 3, 2\)"):
+        native.nearest_codes(torch.zeros(2, 4, 2), codes[None], 1, False, True)
     for k in (0, 4):
         with pytest.raises(ValueError, match="k: expected 1 to 3"):
             native.nearest_codes(latents, codes, k, False, True)

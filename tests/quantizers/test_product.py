@@ -91,7 +91,7 @@ def test_errors_name_the_argument():
         ProductQuantizer([Quantizer(4, 10), Quantizer(5, 6)], shared_codebook=halves().shared_codebook)
     with pytest.raises(ValueError, match=r"quantizers\[0\].*channel_first"):
         ProductQuantizer([Quantizer(4, 10, channel_first=True)])
-    with pytest.raises(ValueError, match="x: expected 8 channels"):
+    with pytest.raises(ValueError, match="x: .*D = 8.*7"):
         halves()(torch.randn(3, 7))
     with pytest.raises(ValueError, match="indices: .*3"):
         halves().decode(torch.zeros(3, 2, dtype=torch.int64))

@@ -22,6 +22,9 @@ VARIANTS = {
     "factorised": dict(codebook_dim=4, metric="cosine"),
     "heads": dict(heads=2, codebook_dim=6),
     "top 3": dict(top_k=3),
+    "anchored": dict(codebook="anchored"),
+    "linear": dict(codebook="linear"),
+    "linear cosine": dict(codebook="linear", metric="cosine"),
 }
 
 
@@ -278,8 +281,11 @@ def test_training_finds_the_clusters_and_leaves_no_code_behind():
         (dict(codebook=LearnedCodebook(7, 6)), ValueError, "codebook: expected 5 codes of length 6, got 7"),
         (dict(gradient="gumbel"), ValueError, "gradient.*gumbel"),
         (dict(top_k=9), ValueError, "top_k.*9"),
-        (dict(decay=1.0), ValueError, "decay.*1.0"),
+        (dict(decay=1.5), ValueError, "decay.*1.5"),
         (dict(kmeans_init=True, kmeans_iters=0), ValueError, "kmeans_iters.*0"),
+        (dict(codebook="linear", decay=0.9), ValueError, "decay: .*codebook='linear'.*no such option, got 0.9"),
+        (dict(codebook="linear", kmeans_init=True), ValueError, "kmeans_init: .*codebook='linear'"),
+        (dict(codebook="anchored", threshold_ema_dead_code=2), ValueError, "threshold_ema_dead_code: .*codebook='anchored'"),
         (dict(threshold_ema_dead_code=-1), ValueError, "threshold_ema_dead_code.*-1"),
         (dict(codebook=EMACodebook(5, 6), decay=0.9), ValueError, "decay: .*beside a EMACodebook.*0.9"),
         (dict(codebook=EMACodebook(5, 6), kmeans_init=True), ValueError, "kmeans_init: .*EMACodebook"),
@@ -291,6 +297,13 @@ def test_training_finds_the_clusters_and_leaves_no_code_behind():
 def test_constructor_errors_name_the_argument(change, error, words):
     with pytest.raises(error, match=words):
         vqkit.Quantizer(**(dict(dim=6, codebook_size=5) | change))
+
+
+def test_a_named_codebook_gets_what_is_given_and_else_its_own():
+    assert vqkit.Quantizer(6, 5).codebook.decay == 0.8 and vqkit.Quantizer(6, 5, decay=0.9).codebook.decay == 0.9
+    anchored = vqkit.Quantizer(6, 5, codebook="anchored", metric="cosine").codebook
+    assert anchored.decay == 0.99 and anchored.cosine
+    assert vqkit.Quantizer(6, 5, codebook="anchored", decay=0.9, kmeans_init=True, kmeans_iters=3).codebook.kmeans_iters == 3
 
 
 def test_call_errors_name_the_argument_and_change_nothing():
@@ -312,7 +325,7 @@ def test_call_errors_name_the_argument_and_change_nothing():
 
 def test_a_dtype_that_the_projection_does_not_take_names_x():
     quantizer, x = vqkit.Quantizer(6, 5, codebook_dim=3), torch.randn(4, 6).bfloat16()
-    with pytest.raises(ValueError, match="x: expected torch.float32 as project_in, or autocast, got torch.bfloat16"):
+    with pytest.raises(ValueError, match="x: expected torch.float32 as .*, or autocast, got torch.bfloat16"):
         quantizer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert quantizer(x).loss.isfinite()

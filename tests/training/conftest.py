@@ -56,6 +56,12 @@ def pictures(tmp_path) -> Path:
 
 
 @pytest.fixture
+def text_model(write_bert, tmp_path) -> Path:
+    """A tiny text model that knows the words of the pictures' captions."""
+    return write_bert(tmp_path / "bert", ["a", "soft", "picture", "number"])
+
+
+@pytest.fixture
 def tiny(pictures, words, tmp_path):
     """tiny(recipe, **settings): settings of a recipe shrunk to a model of a few thousand parameters at 16x16."""
 
@@ -66,7 +72,7 @@ def tiny(pictures, words, tmp_path):
                  "vqct": {"channels": 8, "latent_dim": 8, "code_dim": 4, "transfer_dim": 8}}[RECIPES[recipe].model]
         settings = {"data": str(pictures), "out": tmp_path / folder, "resolution": 16, "batch_size": 4, "steps": 6, "workers": 0, "log_every": 2,
                     "save_every": 3, "device": "cpu", "disc_layers": 1, "disc_channels": 8, "lr": 1e-3}
-        if recipe == "vqct":
+        if RECIPES[recipe].model == "vqct":
             settings["words"] = str(words)
         return dataclasses.replace(base, model=dataclasses.replace(base.model, **model), **settings | changes)
 

@@ -1,5 +1,6 @@
 """Two ranks under torchrun give the numbers of one."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from training import checkpoint
+from training.recipes import LGVQSettings
 from training.tokenizer import train
 
 _TRAIN = """
@@ -18,6 +20,7 @@ torch.set_num_threads(1)
 recipe, changes = sys.argv[1], json.loads(sys.argv[2])
 base = RECIPES[recipe].settings
 model = dataclasses.replace(base.model, **changes.pop("model"))
+changes["lg"] = dataclasses.replace(base.lg, **changes["lg"])
 changes["out"] = pathlib.Path(changes["out"])
 train(recipe, dataclasses.replace(base, model=model, **changes))
 # A thread of the process group that outlives it can abort the process while Python shuts down.
@@ -34,31 +37,35 @@ def on_two_ranks(launch, port, *command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["vqgan", "vqct", "vqvae"])
-def test_two_ranks_train_as_one_with_twice_the_batch(tiny, launch, tmp_path, recipe, unused_port):
-    # VQCT with its dropout, VQ-VAE with its moving averages: one codebook on all ranks.
-    common = dict(steps=4, save_every=4, lr=1e-4, disc_weight=0.0)
+@pytest.mark.parametrize("recipe", ["vqgan", "vqct", "vqvae", "vqct+lg"])
+def test_two_ranks_train_as_one_with_twice_the_batch(tiny, launch, tmp_path, recipe, unused_port, text_model):
+    # VQCT with its dropout, VQ-VAE with its moving averages: one codebook on all ranks. Guided, the captions of both are one batch; the
+    # decoder's dropout is off, which every rank draws for its own pictures.
+    guided = {"lg": LGVQSettings(alpha=0.1, beta=0.1, gamma=0.1, dropout=0.0, width=8, depth=1, text_encoder=str(text_model))}
+    common = dict(steps=4, save_every=4, lr=1e-4, disc_weight=0.0) | (guided if recipe.endswith("+lg") else {})
     one = load_file(checkpoint.latest(train(recipe, tiny(recipe, "one", batch_size=8, **common))) / "state.safetensors")
     settings = tiny(recipe, "two", batch_size=4, **common)
     changes = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-    changes["model"] = {name: getattr(settings.model, name) for name in settings.model.__dataclass_fields__}
+    for part in ("model", "lg"):
+        changes[part] = dataclasses.asdict(changes[part])
     script = tmp_path / "train.py"
     script.write_text(_TRAIN)
     on_two_ranks(launch, unused_port, script, recipe, json.dumps(changes, default=str))
     two = load_file(checkpoint.latest(settings.out) / "state.safetensors")
     assert torch.equal(two["rng.cpu.0"], two["rng.cpu.1"])
     half = load_file(checkpoint.latest(train(recipe, tiny(recipe, "half", batch_size=4, **common))) / "state.safetensors")
-    names = [name for name, value in one.items() if name.startswith("model/") and value.is_floating_point()]
+    names = [name for name, value in one.items() if name.startswith(("model/", "guidance/")) and value.is_floating_point()]
     distance = {key: sum((one[name] - other[name]).double().square().sum() for name in names).sqrt() for key, other in (("two", two), ("half", half))}
     # One rank on half of the pictures goes elsewhere; two ranks go the same way but for rounding, which Adam's sign-like steps magnify.
     assert distance["two"] < 0.05 * distance["half"]
 
 
 @pytest.mark.slow
-def test_two_ranks_evaluate_as_one(tiny, launch, unused_port, pictures):
+def test_two_ranks_evaluate_as_one(tiny, launch, unused_port, pictures, text_model):
     # 20 pictures in batches of 3: seven batches, of which the ranks get four and three.
     (pictures / "test" / "05.png").write_bytes(b"broken")
-    folder = train("vqct", tiny("vqct", steps=4))
+    guide = LGVQSettings(width=8, depth=1, text_encoder=str(text_model))
+    folder = train("vqct+lg", tiny("vqct+lg", steps=4, lg=guide))
     command = ("evaluate", folder, "--data", pictures, "--split", "test", "--batch-size", "3", "--device", "cpu")
     found = []
     for ranks in (1, 2):
@@ -71,5 +78,6 @@ def test_two_ranks_evaluate_as_one(tiny, launch, unused_port, pictures):
         found.append(json.loads((folder / "metrics.json").read_text()))
         (folder / "metrics.json").unlink()
     assert found[0]["images"] == found[1]["images"] == 19 and found[0]["skipped"] == 1
-    for name in ("psnr", "ssim", "l1", "codebook_usage", "perplexity"):
+    for name in ("psnr", "ssim", "l1", "codebook_usage", "perplexity", "captioned", "masked_word_recall@1", "image_to_text_recall@5"):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-9), name
+    assert found[0]["word_code_similarity_mse"] == pytest.approx(found[1]["word_code_similarity_mse"], rel=1e-5)

@@ -1,5 +1,6 @@
 """The training loop: learns, resumes to the same bits, stops when asked, and refuses what does not fit."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ torch.set_num_threads(1)
 recipe, changes = sys.argv[1], json.loads(sys.argv[2])
 base = RECIPES[recipe].settings
 model = dataclasses.replace(base.model, **changes.pop("model"))
+changes["lg"] = dataclasses.replace(base.lg, **changes["lg"])
 changes["out"] = pathlib.Path(changes["out"])
 train(recipe, dataclasses.replace(base, model=model, **changes))
 """
@@ -30,7 +32,8 @@ train(recipe, dataclasses.replace(base, model=model, **changes))
 
 def arguments(recipe, settings):
     changes = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-    changes["model"] = {name: getattr(settings.model, name) for name in settings.model.__dataclass_fields__}
+    for part in ("model", "lg"):
+        changes[part] = dataclasses.asdict(changes[part])
     return "-c", _RUN_SETTINGS, recipe, json.dumps(changes, default=str)
 
 

@@ -14,15 +14,17 @@ class EMACodebook(StoredCodebook):
 
     The arguments are those of ``StoredCodebook``, and
     eps: of the smoothing n' = (n + eps) / (sum n + K eps) * sum n, which keeps unused codes from a division by zero.
+    deferred: n and m follow every step, the codes only when ``update`` is called; also those that replace dead ones.
 
     A replaced code takes its average with it, so that the next update does not bring the dead vector back.
 
     Source: van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1; Razavi et al. 2019 (arXiv 1906.00446), section 3.1.
     """
 
-    def __init__(self, size: int, dim: int, *, eps: float = 1e-5, **stored):
+    def __init__(self, size: int, dim: int, *, eps: float = 1e-5, deferred: bool = False, **stored):
         super().__init__(size, dim, **stored)
         self.eps = eps
+        self.deferred = deferred
         codes = torch.empty(size, dim)
         torch.nn.init.kaiming_uniform_(codes)
         self.register_buffer("codes", codes)
@@ -38,12 +40,18 @@ class EMACodebook(StoredCodebook):
         super()._restart(centres, counts, start)
         self.embed_sum.copy_((centres * counts[:, None]).to(self.embed_sum.dtype).where(start, self.embed_sum))
 
-    def _learn(self, sums: Tensor) -> None:
-        ema_update(self.embed_sum, sums, self.decay)
+    def _learn(self, sums: Tensor, decay: float | Tensor) -> None:
+        ema_update(self.embed_sum, sums, decay)
+        if not self.deferred:
+            self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Set the codes to the running means as they are now; after every step unless ``deferred``."""
         total = self.cluster_size.sum()
         smoothed = (self.cluster_size + self.eps) / (total + self.size * self.eps) * total
         self.codes.copy_((self.embed_sum / smoothed[:, None]).where(total > 0, self.codes))
 
     def _replace(self, dead: Tensor, rows: Tensor) -> None:
-        super()._replace(dead, rows)
+        super()._replace(dead, self.codes if self.deferred else rows)
         self.embed_sum.copy_((rows * self.threshold_ema_dead_code).to(self.embed_sum.dtype).where(dead[:, None], self.embed_sum))

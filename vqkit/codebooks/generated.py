@@ -1,5 +1,7 @@
 """What codebooks share whose vectors are computed: made anew at each training step, kept in eval mode."""
 
+from collections.abc import Callable, Hashable
+
 import torch
 from torch import Tensor
 
@@ -20,45 +22,53 @@ class GeneratedCodebook(Codebook):
 
     def __init__(self, size: int, dim: int):
         super().__init__(size, dim)
-        # The codes of eval mode, and every tensor that they come from with its version.
-        self._generated: tuple[Tensor, list[tuple[Tensor, int | None]]] | None = None
+        # Codes of eval mode, by what was asked for, and every tensor that they come from with its version.
+        self._generated: dict[Hashable, Tensor] = {}
+        self._versions: list[tuple[Tensor, int | None]] = []
 
     def _generate(self) -> Tensor:
         """The codes, (K, dim)."""
         raise NotImplementedError
 
     def forward(self) -> Tensor:
+        return self._current(None, self._generate)
+
+    def _current(self, asked: Hashable, generate: Callable[[], Tensor]) -> Tensor:
+        """What ``generate`` gives: now in training, in eval mode what was kept of it under the key ``asked``."""
         sources = [*self.parameters(), *self.buffers()]
         device = sources[0].device
         if self.training:
-            return self._apart(device)
+            return _apart(device, generate)
         # A graph could neither see a change nor own what is kept for others.
         if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
             with torch.no_grad():
-                return self._apart(device)
+                return _apart(device, generate)
         versions = [(tensor, _version(tensor)) for tensor in sources]
-        if self._generated is None or not _same(versions, self._generated[1]):
+        if not _same(versions, self._versions):
+            self._generated, self._versions = {}, versions
+        if asked not in self._generated:
             # Codes made in inference mode could not be saved for a later backward pass.
             with torch.inference_mode(False), torch.no_grad():
-                self._generated = self._apart(device), versions
-        return self._generated[0]
-
-    def _apart(self, device: torch.device) -> Tensor:
-        # Codes are compared in float32 or better; and a kept codebook must not depend on who asked first.
-        with torch.autocast(device.type, enabled=False):
-            return self._generate()
+                self._generated[asked] = _apart(device, generate)
+        return self._generated[asked]
 
     def train(self, mode: bool = True):
-        self._generated = None
+        self._generated = {}
         return super().train(mode)
 
     def _apply(self, fn, recurse=True):
-        self._generated = None
+        self._generated = {}
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args, **kwargs):
-        self._generated = None
+        self._generated = {}
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def _apart(device: torch.device, generate: Callable[[], Tensor]) -> Tensor:
+    # Codes are compared in float32 or better; and a kept codebook must not depend on who asked first.
+    with torch.autocast(device.type, enabled=False):
+        return generate()
 
 
 def _same(sources: list[tuple[Tensor, int | None]], earlier: list[tuple[Tensor, int | None]]) -> bool:

@@ -26,6 +26,6 @@ class LearnedCodebook(StoredCodebook):
         written = self.threshold_ema_dead_code or self._awaits_start
         return self.codes.clone() if written and (self.training or torch.is_grad_enabled()) else self.codes
 
-    def observe(self, latents: Tensor, indices: Tensor) -> None:
+    def observe(self, latents: Tensor, indices: Tensor, weight: float | Tensor | None = None) -> None:
         if self.threshold_ema_dead_code:
-            super().observe(latents, indices)
+            super().observe(latents, indices, weight)

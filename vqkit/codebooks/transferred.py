@@ -12,7 +12,7 @@ class TransferredCodebook(GeneratedCodebook):
     Args:
         word_vectors: (V, W) float32, constants: one row a word, one word a code.
         network: called as network(word_vectors, graph) -> (V, dim), with an attribute ``out_dim``; ``nn.GraphTransfer``,
-            ``nn.GraphAttentionTransfer``, ``nn.MLPTransfer``, ``nn.NoTransfer``.
+            ``nn.GraphAttentionTransfer``, ``nn.MLPTransfer``, ``nn.LinearTransfer``, ``nn.NoTransfer``.
         graph: relations between the words, or None for a network that uses none.
         rows: (first, end) of the words that become codes; all take part in the network. Default: all.
 

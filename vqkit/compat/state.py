@@ -21,10 +21,13 @@ def without_head(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class StateKey:
-    """One entry: the name here, the name there, and what turns one tensor into the other."""
+    """One entry: the name here, the name there, and what turns one tensor into the other.
+
+    theirs: None for an entry that they do not have: it is left out, and stays as it is when a state is loaded.
+    """
 
     ours: str
-    theirs: str
+    theirs: str | None
     to_theirs: Callable[[Tensor], Tensor] = same
     to_ours: Callable[[Tensor], Tensor] = same
 
@@ -40,11 +43,15 @@ class ForeignState(nn.Module):
         destination = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
         for key in self.state_keys():
             if prefix + key.ours in destination:
-                destination[prefix + key.theirs] = key.to_theirs(destination.pop(prefix + key.ours))
+                value = destination.pop(prefix + key.ours)
+                if key.theirs is not None:
+                    destination[prefix + key.theirs] = key.to_theirs(value)
         return destination
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for key in self.state_keys():
-            if prefix + key.theirs in state_dict:
+            if key.theirs is None:
+                state_dict[prefix + key.ours] = self.get_buffer(key.ours)
+            elif prefix + key.theirs in state_dict:
                 state_dict[prefix + key.ours] = key.to_ours(state_dict.pop(prefix + key.theirs))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,6 +1,6 @@
 """Device functions that keep the smallest costs of every row while tiles of columns go by.
 
-Columns must come in ascending order: an equal cost never displaces an earlier one, so that ties go to the lowest column.
+Columns or tiles must come in ascending order: an equal cost never displaces an earlier one, so that ties go to the lowest column.
 An infinite cost is never kept.
 """
 
@@ -9,14 +9,26 @@ import triton.language as tl
 
 
 @triton.jit
-def best_two(costs, columns, best, index, second):
-    """Update each row's smallest cost, its column and the second smallest cost by a tile of costs (rows, columns)."""
-    tile_best = tl.min(costs, axis=1)
-    tile_index = tl.min(tl.where(costs == tile_best[:, None], columns[None, :], 2147483647), axis=1)
-    others = tl.where(columns[None, :] == tile_index[:, None], float("inf"), costs)
-    second = tl.minimum(tl.minimum(second, tl.min(others, axis=1)), tl.maximum(best, tile_best))
-    index = tl.where(tile_best < best, tile_index, index)
-    return tl.minimum(best, tile_best), index, second
+def empty_groups(ROWS: tl.constexpr, POSITIONS: tl.constexpr):
+    """What ``best_groups`` keeps, before any tile."""
+    none = tl.full((ROWS, POSITIONS), float("inf"), dtype=tl.float32)
+    return none, tl.zeros((ROWS, POSITIONS), dtype=tl.int32), none
+
+
+@triton.jit
+def best_groups(costs, number, best, numbers, second, GROUP: tl.constexpr, SLOTS: tl.constexpr):
+    """Update the least cost of each row's groups, the number of the tile that had it, and the least cost in the other tiles.
+
+    A group is GROUP columns of a tile, SLOTS apart, which one thread holds: nothing crosses threads, and but for the minimum
+    over a group everything is done for one in GROUP columns. Costs are (rows, columns), what is kept (rows, columns / GROUP).
+    """
+    ROWS: tl.constexpr = costs.shape[0]
+    CODES: tl.constexpr = costs.shape[1]
+    apart = tl.reshape(costs, (ROWS, CODES // (GROUP * SLOTS), GROUP, SLOTS))
+    least = tl.reshape(tl.min(apart, axis=2), (ROWS, CODES // GROUP))
+    second = tl.minimum(second, tl.maximum(best, least))
+    numbers = tl.where(least < best, number, numbers)
+    return tl.minimum(best, least), numbers, second
 
 
 @triton.jit

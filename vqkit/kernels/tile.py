@@ -5,6 +5,7 @@ tiles are therefore large. No size follows N beyond one threshold: another batch
 does, but is an argument of the kernels.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -34,22 +35,75 @@ class Tile(NamedTuple):
     stages: int
 
 
+class Search(NamedTuple):
+    """One step of the tensor-core search and how the kernel is compiled for it.
+
+    rows, codes, dims: of one product; where dims is less than D the rows are loaded again for every tile of codes.
+    group, slots: ``ranking.best_groups`` takes the least of ``group`` columns that lie ``slots`` apart, which one thread has to
+        hold: it does where ``slots`` are what the tensor cores deal out to all threads that share a row of a product.
+    registers: the most a thread may have, None for what the compiler likes.
+    """
+
+    rows: int
+    codes: int
+    dims: int
+    warps: int
+    stages: int
+    group: int = 1
+    slots: int = 1
+    registers: int | None = None
+
+
 def _power(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
-def search(n: int, k: int, d: int, dtype: torch.dtype, device: Device, keep: int) -> Tile:
-    """The tensor-core search: rows x codes x dims of one dot; ``keep`` scores a row are kept."""
-    if device == INTERPRETER:
-        return Tile(128, 256, min(max(16, _power(d)), 128), 4, 1)
+def search(n: int, k: int, d: int, parts: int, device: Device, keep: int) -> Search:
+    """The tensor-core search of ``keep`` costs a row, by operands in so many parts of 16 bits."""
     # A dot needs 16 of everything.
-    dims = min(max(16, _power(d)), 64)
-    codes = min(max(16, _power(k)), 128 if keep <= 2 else 64)
-    if dtype in (torch.float16, torch.bfloat16):
-        rows = 64 if n < _FEW_ROWS or keep > 2 else 128
-        return Tile(rows, codes, dims, 8 if rows * codes >= 128 * 128 else 4, 3)
-    # Splitting fp32 in halves doubles what a tile keeps in registers.
-    return Tile(64, codes, min(dims, 32), 8 if codes == 128 else 4, 2)
+    dims = max(16, _power(d))
+    if device == INTERPRETER:
+        return _grouped(Search(128, 256, min(dims, 128), 4, 1, slots=8), k, d) if keep == 2 else Search(128, 256, min(dims, 128), 4, 1)
+    codes = min(max(16, _power(k)), 128)
+    if keep > 2:
+        # The lists of best codes and what ranks them take the registers.
+        return Search(64, min(codes, 64), min(dims, 64 // parts), 4, 2)
+    for_generation = {9: _hopper, 10: _blackwell, 11: _blackwell}.get(device[0], _ampere)
+    return _grouped(for_generation(n < _FEW_ROWS, codes, dims, parts), k, d)
+
+
+def _grouped(search: Search, k: int, d: int) -> Search:
+    """The search with groups as large as its slots leave room for, and no larger than pays.
+
+    The cost of a pair of a row and a code falls with a group's size, that of a row grows with it and with D, since the group is
+    searched again: the sum is least near sqrt(K / D). Smaller groups than eight take too many registers.
+    """
+    slots = min(search.slots, search.codes)
+    group = min(max(8, _power(math.isqrt(k // d))), 16, search.codes // slots)
+    return search._replace(group=group, slots=slots)
+
+
+def _hopper(few: bool, codes: int, dims: int, parts: int) -> Search:
+    """Rows stay in shared memory where two tiles of codes fit beside them; a thread has two of eight neighbouring columns."""
+    rows, warps = (64, 4) if few else (128, 8)
+    if dims * parts > 256:
+        return Search(rows, codes, 64, warps, 3, slots=8)
+    # Two programs a multiprocessor, one multiplying while the other ranks, unless shared memory has room for one only.
+    registers = 128 if dims <= 64 and not few else None
+    return Search(rows, codes, dims, warps, 3 if dims * parts <= 64 else 2, slots=8, registers=registers)
+
+
+def _blackwell(few: bool, codes: int, dims: int, parts: int) -> Search:
+    """A product takes 128 rows, and a thread reads one from tensor memory, or half of one where there are eight warps."""
+    if dims * parts > 256 or dims > 128:
+        return Search(128, codes, dims if dims * parts <= 256 else 64, 8 if codes == 128 else 4, 2, slots=2)
+    return Search(128, min(codes, 64), dims, 4, 3 if dims * parts <= 128 else 2, slots=2)
+
+
+def _ampere(few: bool, codes: int, dims: int, parts: int) -> Search:
+    """Rows, or a chunk of them, are held in registers; four warps share a row of products."""
+    rows, warps = (64, 4) if few or parts == 2 else (128, 8)
+    return Search(rows, codes, min(dims, 64 // parts), warps, 3, slots=32)
 
 
 def parts(wanted: int, tiles: int) -> int:

@@ -74,8 +74,8 @@ def find_model(name: str, cache: VectorCache) -> FoundModel:
     )
 
 
-def open_model(found: FoundModel) -> LanguageModel | VectorFile:
-    """Load a found model.
+def open_model(found: FoundModel, reader: type[LanguageModel] | None = None) -> LanguageModel | VectorFile:
+    """Load a found model; `reader` is a subclass to read a transformers model with.
 
     Raises RuntimeError naming the package to install where one is missing, or the model itself where only cached
     vectors of it are here; ValueError where the checkpoint lacks weights of it.
@@ -91,7 +91,7 @@ def open_model(found: FoundModel) -> LanguageModel | VectorFile:
         raise RuntimeError(
             f"encoder: {found.name!r} cannot be loaded: {missing}. Or set VQKIT_CACHE (or cache_dir) to a cache that holds these vectors"
         )
-    return LanguageModel(found)
+    return (reader or LanguageModel)(found)
 
 
 def _find_minilm() -> FoundModel:
@@ -149,7 +149,7 @@ def _digest_of(path: str, size: int, modified: int) -> str:
 
 
 @contextmanager
-def _quiet_loading():
+def quiet_loading():
     """Neither a progress bar nor a report of the halves of a model that are left out."""
     from transformers.utils import logging
 
@@ -172,7 +172,7 @@ class LanguageModel:
 
         local = {"local_files_only": True} if Path(found.location).is_dir() else {}
         self._pooled = found.family == "clip"
-        with _quiet_loading():
+        with quiet_loading():
             self._tokenizer = AutoTokenizer.from_pretrained(found.location, **local)
             # Of a whole CLIP only the text half is read.
             whole, loading = (CLIPTextModel if self._pooled else AutoModel).from_pretrained(

@@ -1,22 +1,34 @@
 """Tokenizers: an encoder, a quantizer and a decoder, by name, with their checkpoints."""
 
+from vqkit.models.adq import ADQ, ADQConfig
 from vqkit.models.quantization import QuantizerOptions
+from vqkit.models.raq import RAQ, RAQConfig
 from vqkit.models.registry import create, from_pretrained, names
+from vqkit.models.sgc_vqgan import SGCVQGAN, SGCVQGANConfig
 from vqkit.models.tokenizer import Tokenizer, TokenizerOutput
 from vqkit.models.trunk import CHANNEL_MULTIPLIERS
+from vqkit.models.v2l import V2L, V2LConfig
 from vqkit.models.vit_vqgan import ViTVQGAN, ViTVQGANConfig
 from vqkit.models.vqct import VQCT, VQCTConfig
 from vqkit.models.vqgan import VQGAN, VQGANConfig
 from vqkit.models.vqvae import VQVAE, VQVAEConfig
 
 __all__ = [
+    "ADQ",
     "CHANNEL_MULTIPLIERS",
+    "RAQ",
+    "SGCVQGAN",
+    "V2L",
     "VQCT",
     "VQGAN",
     "VQVAE",
+    "ADQConfig",
     "QuantizerOptions",
+    "RAQConfig",
+    "SGCVQGANConfig",
     "Tokenizer",
     "TokenizerOutput",
+    "V2LConfig",
     "VQCTConfig",
     "VQGANConfig",
     "VQVAEConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vqkit.codebooks import CODEBOOKS, Codebook
 from vqkit.quantizers import ProductQuantizer, Quantizer
 
 
@@ -12,7 +13,9 @@ from vqkit.quantizers import ProductQuantizer, Quantizer
 class QuantizerOptions:
     """The quantizer's part of a configuration; what the fields mean is in `vqkit.Quantizer`.
 
-    codebook: "learned" is trained by its loss and starts from U(-1/K, 1/K); "ema" follows the latents' running mean.
+    codebook: "learned" is trained by its loss and starts from U(-1/K, 1/K); "ema" follows the latents' running mean; "anchored"
+        moves unused codes to latents (CVQ); "linear" is frozen vectors under one learned map (SimVQ).
+    decay: of a codebook with running means or running use; others have none.
     commitment_weight, codebook_weight: of the two terms of the loss. Published: 0.25 and 1. VQCT's published code, like
         early VQ-GAN code, has them swapped: 1 and 0.25.
     """
@@ -36,6 +39,9 @@ class QuantizerOptions:
     ) -> Quantizer | ProductQuantizer:
         """A quantizer over (B, code_dim * parts, h, w): one `Quantizer` for one part, else their product."""
         single = len(selections) == 1
+        # Another value was asked for: then the quantizer says that its codebook has no such option.
+        known = self.codebook not in CODEBOOKS or "decay" in CODEBOOKS[self.codebook].options()
+        decay = self.decay if known or self.decay != QuantizerOptions.decay else None
         parts = [
             Quantizer(
                 code_dim,
@@ -43,7 +49,7 @@ class QuantizerOptions:
                 top_k=selection,
                 metric=self.metric,
                 codebook=self.codebook,
-                decay=self.decay,
+                decay=decay,
                 commitment_weight=self.commitment_weight,
                 gradient=self.gradient,
                 kmeans_init=self.kmeans_init,
@@ -53,6 +59,10 @@ class QuantizerOptions:
             for size, selection in zip(codebook_sizes, selections, strict=True)
         ]
         return parts[0] if single else ProductQuantizer(parts, channel_first=True)
+
+    def build_codebook(self, code_dim: int, codebook_size: int) -> Codebook:
+        """The codebook of one part alone."""
+        return self.build(code_dim, (codebook_size,), (1,)).codebook
 
 
 def resolve_sizes(codebook_size: int | Sequence[int], selections: Sequence[int]) -> tuple[int, ...]:

@@ -8,6 +8,10 @@ from vqkit.models.checkpoint import read_config
 from vqkit.models.tokenizer import Tokenizer
 
 _MODELS = {
+    "adq": "vqkit.models.adq:ADQ",
+    "raq": "vqkit.models.raq:RAQ",
+    "sgc-vqgan": "vqkit.models.sgc_vqgan:SGCVQGAN",
+    "v2l": "vqkit.models.v2l:V2L",
     "vit-vqgan": "vqkit.models.vit_vqgan:ViTVQGAN",
     "vqct": "vqkit.models.vqct:VQCT",
     "vqgan": "vqkit.models.vqgan:VQGAN",
@@ -25,8 +29,8 @@ def create(name: str, **config) -> Tokenizer:
 
     Args:
         name: one of `names()`.
-        config: fields of the model's configuration (`VQVAEConfig`, `VQGANConfig`, `VQCTConfig`, `ViTVQGANConfig`); what is left out has
-            its published value. "vqct" also needs `vocabulary`, a `vqkit.language.Vocabulary`.
+        config: fields of the model's configuration, its `Config` (`VQVAEConfig`, `VQGANConfig`, ...); what is left out has its published
+            value. "vqct" and "v2l" also need `vocabulary`, a `vqkit.language.Vocabulary`.
 
     Raises ValueError for another name or a value out of range, TypeError for a field that the model does not have.
     """

@@ -99,15 +99,11 @@ class Tokenizer(nn.Module):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        if isinstance(self.quantizer, ProductQuantizer):
-            return self.quantizer.codebook_sizes
-        return () if self.quantizer is None else (self.quantizer.codebook_size,)
+        return () if self.quantizer is None else self.quantizer.codebook_sizes
 
     @property
     def selections(self) -> tuple[int, ...]:
-        if isinstance(self.quantizer, ProductQuantizer):
-            return self.quantizer.selections
-        return () if self.quantizer is None else (self.quantizer.top_k,)
+        return () if self.quantizer is None else self.quantizer.selections
 
     def forward(self, images: Tensor) -> TokenizerOutput:
         """Reconstruct (B, 3, H, W) in [-1, 1]; in training mode the codebook learns from the batch.
@@ -118,7 +114,10 @@ class Tokenizer(nn.Module):
         if self.quantizer is None:
             reconstruction, distribution = self._reconstruct(latents)
             return TokenizerOutput(reconstruction, latents.new_zeros(()), {}, None, None, None, (), latents, distribution)
-        found = self.quantizer(latents)
+        return self._output(self.quantizer(latents))
+
+    def _output(self, found: Quantized) -> TokenizerOutput:
+        """What `forward` gives for what the quantizer gave."""
         reconstruction, distribution = self._reconstruct(found.quantized)
         return TokenizerOutput(
             reconstruction,

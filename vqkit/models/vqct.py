@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from vqkit.codebooks import SuppliedCodebook, TransferredCodebook
-from vqkit.models.tokenizer import Tokenizer
 from vqkit.models.trunk import TrunkConfig, build_trunk
+from vqkit.models.words import WordPrior, WordTokenizer
 from vqkit.nn import GraphAttentionTransfer, GraphTransfer, MLPTransfer, NoTransfer
-from vqkit.ops import Graph
 from vqkit.quantizers import ProductQuantizer, Quantizer
-
-if TYPE_CHECKING:
-    from vqkit.language import Vocabulary
-
 
 TRANSFERS = ("gcn", "gat", "mlp", "none")
 PARTS = ("both", "adjectives", "nouns", "merged")
@@ -68,57 +62,7 @@ class VQCTConfig(TrunkConfig):
             raise ValueError(f"dropout: got {self.dropout}, expected 0 <= dropout < 1")
 
 
-@dataclass(frozen=True)
-class WordPrior:
-    """The words whose vectors become codes: adjectives first, then nouns.
-
-    vectors: (A + N, W) float32; graph: over the A + N words; encoder: the language model; edges: related pairs of words.
-    """
-
-    adjectives: list[str]
-    nouns: list[str]
-    vectors: Tensor
-    graph: Graph
-    encoder: str
-    edges: int
-
-    @classmethod
-    def of(cls, vocabulary: Vocabulary) -> Self:
-        return cls(
-            adjectives=list(vocabulary.adjectives),
-            nouns=list(vocabulary.nouns),
-            vectors=vocabulary.vectors.float(),
-            graph=vocabulary.graph(),
-            encoder=vocabulary.encoder,
-            edges=len(vocabulary.edges),
-        )
-
-    @classmethod
-    def blank(cls, described: dict[str, Any]) -> Self:
-        """A prior of the shape that `describe` noted, its tensors to be loaded."""
-        size, entries = len(described["adjectives"]) + len(described["nouns"]), described["graph_entries"]
-        integers = {"dtype": torch.int64}
-        # all entries in the first row
-        offsets = torch.tensor([0, *[entries] * size], **integers)
-        graph = Graph(offsets, torch.zeros(entries, **integers), torch.zeros(entries), True)
-        vectors = torch.zeros(size, described["vector_dim"])
-        return cls(
-            described["adjectives"], described["nouns"], vectors, graph, described["encoder"], described["edges"]
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """What config.json keeps; the tensors are in the safetensors."""
-        return {
-            "adjectives": self.adjectives,
-            "nouns": self.nouns,
-            "encoder": self.encoder,
-            "edges": self.edges,
-            "vector_dim": self.vectors.shape[1],
-            "graph_entries": len(self.graph.neighbours),
-        }
-
-
-class VQCT(Tokenizer):
+class VQCT(WordTokenizer):
     """VQ-GAN with an adjective half and a noun half, both from one network over the words' graph.
 
         codes = GC2(dropout(ReLU(GC1(word vectors))));  adjectives: mean of the 2 nearest;  nouns: the nearest
@@ -165,36 +109,6 @@ class VQCT(Tokenizer):
         weights = {"commitment": config.commitment_weight, "codebook": config.codebook_weight}
         super().__init__(described, config.downsampling, build_trunk(config, len(parts)), quantizer, weights)
         self.part_names, self.words = tuple(name for name, _, _ in parts), tuple(words for _, words, _ in parts)
-
-    @classmethod
-    def create(cls, vocabulary: Vocabulary | None = None, **config) -> Self:
-        """A model with fresh weights over the words of a `vqkit.language.Vocabulary`; `config` are fields of `Config`."""
-        if vocabulary is None:
-            raise TypeError("vocabulary: vqct needs one, see vqkit.language.build_vocabulary and Vocabulary.load")
-        return cls(cls.parse(config), WordPrior.of(vocabulary))
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        if "vocabulary" not in config:
-            raise ValueError("config: no 'vocabulary' in it, which names the words of a vqct")
-        settings = {key: value for key, value in config.items() if key != "vocabulary"}
-        return cls(cls.parse(settings), WordPrior.blank(config["vocabulary"]))
-
-    def name_codes(self, indices: Tensor) -> list:
-        """The words of indices (..., S): nested lists of the leading shape, with S words at each position.
-
-        Of S = 3 the first two are adjectives, the third is a noun. -1, a position left out, is named None.
-        Raises ValueError where the last dimension is not S, or an index is outside its part.
-        """
-        self.count_codes(indices)
-        columns = [words for words, selection in zip(self.words, self.selections, strict=True) for _ in range(selection)]
-
-        def named(nested: list, depth: int) -> list:
-            if depth > 1:
-                return [named(item, depth - 1) for item in nested]
-            return [words[index] if index >= 0 else None for words, index in zip(columns, nested, strict=True)]
-
-        return named(indices.tolist(), indices.dim())
 
 
 def _parts(config: VQCTConfig, prior: WordPrior) -> list[tuple[str, list[str], int]]:

@@ -45,11 +45,15 @@ class VQVAE(Tokenizer):
     Config = VQVAEConfig
 
     def __init__(self, config: VQVAEConfig):
-        trunk = Trunk(
-            encoder=StridedEncoder(config.channels, config.residual_channels, config.num_res_blocks),
-            to_codes=nn.Conv2d(config.channels, config.code_dim, 1),
-            from_codes=nn.Identity(),
-            decoder=StridedDecoder(config.code_dim, config.channels, config.residual_channels, config.num_res_blocks),
-        )
         quantizer = config.build(config.code_dim, (config.codebook_size,), (1,))
-        super().__init__(dataclasses.asdict(config), 4, trunk, quantizer, config.loss_weights)
+        super().__init__(dataclasses.asdict(config), 4, build_strided_trunk(config), quantizer, config.loss_weights)
+
+
+def build_strided_trunk(config: VQVAEConfig) -> Trunk:
+    """The modules around the quantizer."""
+    return Trunk(
+        encoder=StridedEncoder(config.channels, config.residual_channels, config.num_res_blocks),
+        to_codes=nn.Conv2d(config.channels, config.code_dim, 1),
+        from_codes=nn.Identity(),
+        decoder=StridedDecoder(config.code_dim, config.channels, config.residual_channels, config.num_res_blocks),
+    )

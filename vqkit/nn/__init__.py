@@ -1,11 +1,12 @@
 """Layers without opinions: what encoders, decoders, discriminators and transfer networks are made of."""
 
 from vqkit.nn.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample, group_norm
+from vqkit.nn.code_generator import CodeGenerator
 from vqkit.nn.decoder import Decoder
 from vqkit.nn.discriminator import PatchDiscriminator
 from vqkit.nn.encoder import Encoder
 from vqkit.nn.gat import GraphAttention, GraphAttentionTransfer
-from vqkit.nn.gcn import GraphConvolution, GraphTransfer, MLPTransfer, NoTransfer
+from vqkit.nn.gcn import GraphConvolution, GraphTransfer, LinearTransfer, MLPTransfer, NoTransfer
 from vqkit.nn.strided import StridedDecoder, StridedEncoder
 from vqkit.nn.style_discriminator import StyleDiscriminator
 from vqkit.nn.transformer import SelfAttention, TransformerBlock
@@ -13,6 +14,7 @@ from vqkit.nn.vit import ViTDecoder, ViTEncoder
 
 __all__ = [
     "AttentionBlock",
+    "CodeGenerator",
     "Decoder",
     "Downsample",
     "Encoder",
@@ -20,6 +22,7 @@ __all__ = [
     "GraphAttentionTransfer",
     "GraphConvolution",
     "GraphTransfer",
+    "LinearTransfer",
     "MLPTransfer",
     "NoTransfer",
     "PatchDiscriminator",

@@ -83,6 +83,18 @@ class MLPTransfer(nn.Module):
         return self.layers(features)
 
 
+class LinearTransfer(nn.Module):
+    """One linear map of every word vector, (V, in_dim) -> (V, out_dim). The call is that of `GraphTransfer`, `graph` is ignored."""
+
+    def __init__(self, in_dim: int, out_dim: int):
+        super().__init__()
+        self.out_dim = out_dim
+        self.layer = nn.Linear(in_dim, out_dim)
+
+    def forward(self, features: Tensor, graph: ops.Graph | None = None) -> Tensor:
+        return self.layer(features)
+
+
 class NoTransfer(nn.Module):
     """Word vectors as they are: the ablation without a transfer. The call is that of `GraphTransfer`; there is nothing to learn."""
 

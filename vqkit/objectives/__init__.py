@@ -9,6 +9,7 @@ from vqkit.objectives.adversarial import (
     non_saturating_generator_loss,
     r1_penalty,
 )
+from vqkit.objectives.guidance import GuidanceConfig, GuidanceText, LanguageGuidance, mask_rate
 from vqkit.objectives.logit_laplace import logit_laplace_loss, logit_laplace_picture
 from vqkit.objectives.perceptual import LPIPS, MissingWeights
 from vqkit.objectives.reconstruction import ReconstructionLoss, structural_loss
@@ -16,6 +17,9 @@ from vqkit.objectives.reconstruction import ReconstructionLoss, structural_loss
 __all__ = [
     "LPIPS",
     "AdversarialLoss",
+    "GuidanceConfig",
+    "GuidanceText",
+    "LanguageGuidance",
     "MissingWeights",
     "ReconstructionLoss",
     "adaptive_weight",
@@ -23,6 +27,7 @@ __all__ = [
     "hinge_generator_loss",
     "logit_laplace_loss",
     "logit_laplace_picture",
+    "mask_rate",
     "non_saturating_discriminator_loss",
     "non_saturating_generator_loss",
     "r1_penalty",

@@ -4,6 +4,7 @@ from vqkit.ops.aggregate import Graph, aggregate
 from vqkit.ops.nearest import nearest_code, nearest_codes
 from vqkit.ops.nearest_row import nearest_row
 from vqkit.ops.sharded import gather_sharded_codes, sharded_nearest_codes
+from vqkit.ops.soft_assignment import sample_codes, soft_assignment
 from vqkit.ops.statistics import code_counts, code_statistics, ema_update
 from vqkit.ops.straight_through import straight_through
 
@@ -17,6 +18,8 @@ __all__ = [
     "nearest_code",
     "nearest_codes",
     "nearest_row",
+    "sample_codes",
     "sharded_nearest_codes",
+    "soft_assignment",
     "straight_through",
 ]

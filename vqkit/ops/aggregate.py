@@ -195,6 +195,8 @@ def aggregate(graph: Graph, features: Tensor, *, backend: str | None = None) -> 
 
     Source: Kipf and Welling 2017 (arXiv 1609.02907), equation 2.
     """
+    if not isinstance(graph, Graph):
+        raise TypeError(f"graph: expected a Graph, got {type(graph).__name__}")
     check_rows("features", features)
     if features.ndim != 2 or features.shape[0] != graph.num_nodes:
         raise ValueError(f"features: expected shape ({graph.num_nodes}, F), a row for each node, got {tuple(features.shape)}")

@@ -100,12 +100,13 @@ OPERATOR = Operator("nearest", nearest_codes=_reference, cuda=True)
 
 @torch.library.custom_op("vqkit::nearest_codes", mutates_args=())
 def _nearest_codes(latents: Tensor, codes: Tensor, k: int, cosine: bool, exact: bool, backend: str) -> tuple[Tensor, Tensor]:
-    return OPERATOR.compute("nearest_codes", latents.contiguous(), codes.contiguous(), k, cosine, exact, backend=backend)
+    arguments = (latents.contiguous(), codes.contiguous(), k, cosine, exact)
+    return OPERATOR.compute("nearest_codes", *arguments, backend=backend, heads=codes.ndim == 3)
 
 
 @_nearest_codes.register_fake
 def _(latents, codes, k, cosine, exact, backend):
-    shape = (latents.shape[0], k)
+    shape = (*latents.shape[:-1], k)
     return latents.new_empty(shape, dtype=torch.promote_types(latents.dtype, torch.float32)), latents.new_empty(shape, dtype=torch.int64)
 
 
@@ -118,7 +119,8 @@ def nearest_codes(
 
     Args:
         latents: (..., D), float32, float16, bfloat16 or float64.
-        codes: (K, D), same dtype and device.
+        codes: (K, D), same dtype and device; or (H, K, D), a table for each head: then latents are (H, ..., D), and each head's
+            are searched in its own table.
         k: 1 <= k <= min(K, 8).
         metric: "l2", or "cosine" for the largest x . c / (|x| |c|).
         precision: "exact": the order of the scores in float64 of the inputs as given, ties to the lowest index, on every
@@ -140,18 +142,21 @@ def nearest_codes(
         ValueError, TypeError: types, shapes, dtypes, devices, k, metric or precision that do not fit.
         BackendError: the requested backend cannot compute this.
 
-    Source: our own; the score and its certificate are described in csrc/nearest.hpp.
+    Source: our own; the score and its certificate are described in csrc/nearest.cpp.
     """
-    check_codes(codes)
+    check_codes(codes, heads=True)
     check_rows("latents", latents, like=("codes", codes))
+    heads = codes.shape[:-2]
+    if heads and (latents.ndim < 2 or latents.shape[0] != codes.shape[0]):
+        raise ValueError(f"latents: expected shape ({codes.shape[0]}, ..., D), a head for each in codes, got {tuple(latents.shape)}")
     check_size("k", k)
-    if k > min(codes.shape[0], MAX_K):
-        raise ValueError(f"k: expected 1 <= k <= min(K, {MAX_K}) = {min(codes.shape[0], MAX_K)}, got {k}")
+    if k > min(codes.shape[-2], MAX_K):
+        raise ValueError(f"k: expected 1 <= k <= min(K, {MAX_K}) = {min(codes.shape[-2], MAX_K)}, got {k}")
     if metric not in ("l2", "cosine"):
         raise ValueError(f"metric: expected 'l2' or 'cosine', got {metric!r}")
     if precision not in ("exact", "fast"):
         raise ValueError(f"precision: expected 'exact' or 'fast', got {precision!r}")
-    rows = latents.detach().reshape(-1, latents.shape[-1])
+    rows = latents.detach().reshape(*heads, -1, latents.shape[-1])
     distances, indices = _nearest_codes(rows, codes.detach(), k, metric == "cosine", precision == "exact", backend or "")
     shape = (*latents.shape[:-1], k)
     return distances.view(shape), indices.view(shape)
@@ -160,7 +165,7 @@ def nearest_codes(
 def nearest_code(
     latents: Tensor, codes: Tensor, *, metric: Metric = "l2", precision: Precision = "exact", backend: str | None = None
 ) -> Tensor:
-    """The nearest code of every latent: ``latents`` (..., D), ``codes`` (K, D) -> indices (...), int64.
+    """The nearest code of every latent: ``latents`` (..., D), ``codes`` (K, D) or, a head each, (H, K, D) -> indices (...), int64.
 
     The contract, arguments and errors are those of ``nearest_codes`` with k = 1.
     """

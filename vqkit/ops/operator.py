@@ -31,15 +31,28 @@ class Operator:
         refusals["reference"] = lambda: None
         return refusals
 
-    def compute(self, function: str, *arguments, backend: str | None = None):
-        """Call ``function`` of the backend that is asked for or, else, of the best one that accepts the tensors."""
-        tensors = tuple(a for a in arguments if isinstance(a, Tensor))
+    def compute(self, function: str, *arguments, backend: str | None = None, heads: bool = False):
+        """Call ``function`` of the backend that is asked for or, else, of the best one that accepts the tensors.
+
+        With ``heads`` all tensors have a first dimension of as many problems of their own, at least one: native code takes them
+        all at once, the other backends take one after the other.
+        """
+        one = tuple(a[0] if heads and isinstance(a, Tensor) else a for a in arguments)
+        tensors = tuple(a for a in one if isinstance(a, Tensor))
         chosen = backends.choose(self.stem, self.refusals(tensors), backend, on_request(tensors))
-        if chosen == "reference":
-            return self._reference[function](*arguments)
-        if chosen == "triton":
-            return getattr(self._kernels(), function)(*arguments)
-        return getattr(_native(), function if chosen == "native" else f"cuda_{function}")(*arguments)
+        call = self._function(function, chosen)
+        if not heads or chosen == "native":
+            return call(*arguments)
+        count = next(len(a) for a in arguments if isinstance(a, Tensor))
+        results = [call(*(a[head] if isinstance(a, Tensor) else a for a in arguments)) for head in range(count)]
+        return tuple(torch.stack(parts) for parts in zip(*results))
+
+    def _function(self, name: str, backend: str) -> Callable:
+        if backend == "reference":
+            return self._reference[name]
+        if backend == "triton":
+            return getattr(self._kernels(), name)
+        return getattr(_native(), name if backend == "native" else f"cuda_{name}")
 
     def _kernels(self):
         return importlib.import_module(f"vqkit.kernels.{self.stem}")
@@ -78,11 +91,12 @@ def check_rows(name: str, tensor: Tensor, *, like: tuple[str, Tensor] | None = N
         raise ValueError(f"{name}: expected device {reference.device} as in {other}, got {tensor.device}")
 
 
-def check_codes(codes: Tensor) -> None:
-    """Raise unless ``codes`` is a (K, D) table with K >= 1."""
+def check_codes(codes: Tensor, *, heads: bool = False) -> None:
+    """Raise unless ``codes`` is a (K, D) table with K >= 1 or, where ``heads`` are taken, (H, K, D) with H >= 1."""
     check_rows("codes", codes)
-    if codes.ndim != 2 or codes.shape[0] == 0:
-        raise ValueError(f"codes: expected shape (K, D) with K >= 1, got {tuple(codes.shape)}")
+    if codes.ndim not in ((2, 3) if heads else (2,)) or 0 in codes.shape:
+        expected = "(K, D) with K >= 1" + (", or (H, K, D) with H >= 1" if heads else "")
+        raise ValueError(f"codes: expected shape {expected}, got {tuple(codes.shape)}")
 
 
 def check_size(name: str, value: int) -> None:

@@ -255,6 +255,7 @@ def sharded_nearest_codes(
     """
     search = partial(nearest_codes, precision=precision, backend=backend)
     if not _several(group):
+        check_codes(codes)
         return search(latents, codes, k, metric=metric)
 
     def describe() -> _Facts:

@@ -23,13 +23,21 @@ OPERATOR = Operator("statistics", code_statistics=code_statistics_reference)
 @torch.library.custom_op("vqkit::code_statistics", mutates_args=())
 def _code_statistics(latents: Tensor, indices: Tensor, codebook_size: int, backend: str) -> tuple[Tensor, Tensor]:
     check_range(indices, codebook_size, "codebook_size")
-    return OPERATOR.compute("code_statistics", latents.contiguous(), indices.contiguous(), codebook_size, backend=backend)
+    if latents.ndim == 2:
+        return OPERATOR.compute("code_statistics", latents.contiguous(), indices.contiguous(), codebook_size, backend=backend)
+    # All heads' codes in one table: an index out of range must not reach the next head's.
+    heads, dim = latents.shape[0], latents.shape[-1]
+    first = torch.arange(heads, device=indices.device)[:, None] * codebook_size
+    numbered = torch.where((indices >= 0) & (indices < codebook_size), indices + first, -1)
+    rows = latents.reshape(-1, dim).contiguous()
+    sums, counts = OPERATOR.compute("code_statistics", rows, numbered.reshape(-1), heads * codebook_size, backend=backend)
+    return sums.view(heads, codebook_size, dim), counts.view(heads, codebook_size)
 
 
 @_code_statistics.register_fake
 def _(latents, indices, codebook_size, backend):
-    dtype = torch.promote_types(latents.dtype, torch.float32)
-    return latents.new_empty((codebook_size, latents.shape[-1]), dtype=dtype), latents.new_empty((codebook_size,), dtype=torch.int64)
+    dtype, shape = torch.promote_types(latents.dtype, torch.float32), (*latents.shape[:-2], codebook_size)
+    return latents.new_empty((*shape, latents.shape[-1]), dtype=dtype), latents.new_empty(shape, dtype=torch.int64)
 
 
 def check_indices(indices: Tensor) -> None:
@@ -55,7 +63,9 @@ def check_range(indices: Tensor, size: int, name: str) -> None:
         raise IndexError(f"indices: expected -1 <= index < {name} = {size}, got {low}..{high}")
 
 
-def code_statistics(latents: Tensor, indices: Tensor, codebook_size: int, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def code_statistics(
+    latents: Tensor, indices: Tensor, codebook_size: int, *, per_head: bool = False, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
     """Per-code sums and counts of the latents that chose each code.
 
     sums[k] = sum of latents[n] over the n with indices[n] == k;  counts[k] = how many they are.
@@ -64,11 +74,13 @@ def code_statistics(latents: Tensor, indices: Tensor, codebook_size: int, *, bac
         latents: (..., D), floating point.
         indices: (...), int64 in -1..codebook_size-1; -1 leaves a row out.
         codebook_size: K >= 1.
+        per_head: the first dimension is of H >= 1 heads, with a codebook each: latents (H, ..., D), indices (H, ...).
         backend: as in ``nearest_codes``.
 
     Returns:
         sums: (K, D), float32 (float64 for float64 latents), zero for a code that nobody chose.
         counts: (K,), int64.
+        With ``per_head`` (H, K, D) and (H, K).
         Neither has a gradient. The order of summation is fixed: two runs give the same bits, on any number of threads.
 
     Raises:
@@ -79,7 +91,10 @@ def code_statistics(latents: Tensor, indices: Tensor, codebook_size: int, *, bac
     check_indices(indices)
     check_selection(indices, latents, latents.shape[:-1])
     check_size("codebook_size", codebook_size)
-    return _code_statistics(latents.detach().reshape(-1, latents.shape[-1]), indices.reshape(-1), codebook_size, backend or "")
+    if per_head and (latents.ndim < 2 or latents.shape[0] == 0):
+        raise ValueError(f"latents: expected shape (H, ..., D) with H >= 1, got {tuple(latents.shape)}")
+    shape = (*latents.shape[: int(per_head)], -1)
+    return _code_statistics(latents.detach().reshape(*shape, latents.shape[-1]), indices.reshape(shape), codebook_size, backend or "")
 
 
 def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
@@ -98,6 +113,19 @@ def code_counts(indices: Tensor, codebook_size: int) -> Tensor:
 def ema_update(average: Tensor, batch: Tensor, decay: float) -> None:
     """average <- decay * average + (1 - decay) * batch, in place, in the dtype of ``average``.
 
+    average: any shape, floating point. batch: the same shape and device, of any dtype.
+
+    Raises ValueError or TypeError for others.
+
     Source: van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1, equations 6 and 7.
     """
+    for name, tensor in (("average", average), ("batch", batch)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if not average.is_floating_point():
+        raise TypeError(f"average: expected a floating-point tensor, got {average.dtype}")
+    if batch.shape != average.shape:
+        raise ValueError(f"batch: expected shape {tuple(average.shape)} as in average, got {tuple(batch.shape)}")
+    if batch.device != average.device:
+        raise ValueError(f"batch: expected device {average.device} as in average, got {batch.device}")
     average.lerp_(batch.to(average.dtype), 1 - decay)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vqkit.codebooks import Codebook
+from vqkit.quantizers.health import Health
+from vqkit.quantizers.layout import feature_rows
 from vqkit.quantizers.quantized import Quantized
 from vqkit.quantizers.quantizer import Quantizer
 
@@ -60,14 +62,16 @@ class ProductQuantizer(nn.Module):
         """The codes of each part as they are now, as ``Quantizer.codes``."""
         return tuple(quantizer.resolve_codes(codes) for quantizer, codes in zip(self.quantizers, self._codes()))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Quantized:
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, learn: bool | None = None) -> Quantized:
         """Quantize every part of ``x``; arguments and result as in ``Quantizer.forward``.
 
         indices: (*x without D, S), the parts' indices side by side, S = sum of ``selections``. loss and losses are sums over
         the parts; ``parts`` holds each part's own result; usage and perplexity are means over the parts.
+        A row with NaN or infinity in one part is left out of all.
         """
+        pieces, valid = self._pieces(x, mask)
         parts = tuple(
-            quantizer(piece, mask, codes) for quantizer, piece, codes in zip(self.quantizers, self._pieces(x), self._codes())
+            quantizer(piece, valid, codes, learn=learn) for quantizer, piece, codes in zip(self.quantizers, pieces, self._codes())
         )
         quantized = torch.cat([part.quantized for part in parts], -1)
         indices = torch.cat([self._columns(part.indices, q) for part, q in zip(parts, self.quantizers)], -1)
@@ -79,7 +83,8 @@ class ProductQuantizer(nn.Module):
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The indices that ``forward`` returns, (*x without D, S), without learning."""
-        found = [q.encode(piece, mask, codes) for q, piece, codes in zip(self.quantizers, self._pieces(x), self._codes())]
+        pieces, valid = self._pieces(x, mask)
+        found = [q.encode(piece, valid, codes) for q, piece, codes in zip(self.quantizers, pieces, self._codes())]
         return torch.cat([self._columns(indices, q) for indices, q in zip(found, self.quantizers)], -1)
 
     def decode(self, indices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -94,16 +99,19 @@ class ProductQuantizer(nn.Module):
         joined = torch.cat(vectors, -1)
         return joined.movedim(-1, 1) if self.channel_first else joined
 
+    def health(self) -> tuple[Health, ...]:
+        """The ``Quantizer.health`` of each part."""
+        return tuple(quantizer.health() for quantizer in self.quantizers)
+
     def _codes(self) -> Sequence[Tensor | None]:
         if self.shared_codebook is None:
             return [None] * len(self.quantizers)
         return self.shared_codebook().split(self.codebook_sizes)
 
-    def _pieces(self, x: Tensor) -> tuple[Tensor, ...]:
-        rows = x.movedim(1, -1) if self.channel_first else x
-        if rows.shape[-1] != self.dim:
-            raise ValueError(f"x: expected {self.dim} channels, the sum of the parts, got shape {tuple(x.shape)}")
-        return rows.split([quantizer.dim for quantizer in self.quantizers], -1)
+    def _pieces(self, x: Tensor, mask: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The channels of each part, and which rows count for all of them."""
+        rows, valid = feature_rows(x, mask, self.dim, self.channel_first)
+        return rows.split([quantizer.dim for quantizer in self.quantizers], -1), valid
 
     @staticmethod
     def _columns(indices: Tensor, quantizer: Quantizer) -> Tensor:

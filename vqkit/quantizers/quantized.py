@@ -1,6 +1,6 @@
 """What a quantizer returns: a triple to unpack, with more to look at."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -27,8 +27,9 @@ class Quantized(tuple):
 
     quantized: as the input, with the gradient the quantizer defines.  indices: int64, -1 where masked.
     loss: () weighted sum, ready to be added to a model's loss.  losses: its terms by name, unweighted, each ().
-    counts: (K,) int64, how often each code was selected in this batch on this rank.
-    usage, perplexity: () of these counts, on the device, computed when asked for.
+    counts: (K,) int64, how often each code was selected in this batch on this rank. None where there are more codes than can be
+        counted, as of some scalar quantizers.
+    usage, perplexity: () of these counts, on the device, computed when asked for; None where there are none.
     parts: the result of each part of a product, () for a single quantizer.
 
     ``Quantized(iterable of three)`` is how wrappers, copy and pickle rebuild a tuple. copy and pickle keep the rest; for wrappers that
@@ -57,12 +58,17 @@ class Quantized(tuple):
     loss = property(lambda self: self[2])
 
     @property
-    def usage(self) -> Tensor:
-        return torch.stack([part.usage for part in self.parts]).mean() if self.parts else usage(self.counts)
+    def usage(self) -> Tensor | None:
+        return self._mean(usage)
 
     @property
-    def perplexity(self) -> Tensor:
-        return torch.stack([part.perplexity for part in self.parts]).mean() if self.parts else perplexity(self.counts)
+    def perplexity(self) -> Tensor | None:
+        return self._mean(perplexity)
+
+    def _mean(self, measure: Callable[[Tensor], Tensor]) -> Tensor | None:
+        """The mean of a measure over the parts, or this result's own."""
+        found = [part._mean(measure) for part in self.parts] or [None if self.counts is None else measure(self.counts)]
+        return None if any(value is None for value in found) else torch.stack(found).mean()
 
 
 def _flatten(result: Quantized) -> tuple[list, None]:

@@ -1,45 +1,54 @@
 """The drop-in vector quantizer: project, search, pass the gradient straight through, let the codebook learn."""
 
-from typing import Literal
+import warnings
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vqkit.codebooks import Codebook, EMACodebook, LearnedCodebook
-from vqkit.codebooks.stored import StoredCodebook
-from vqkit.ops import code_counts, nearest_codes, straight_through
+from vqkit.codebooks import CODEBOOKS, Codebook
+from vqkit.ops import code_counts, nearest_codes, sample_codes, straight_through
 from vqkit.ops.nearest import MAX_K, Metric
 from vqkit.ops.straight_through import Gradient
+from vqkit.quantizers.health import Health, HealthMonitor
+from vqkit.quantizers.layout import feature_rows, project_rows
 from vqkit.quantizers.quantized import Quantized
-
-_STORED = {"ema": EMACodebook, "learned": LearnedCodebook}
 
 
 class Quantizer(nn.Module):
     """Replaces every latent by its nearest code.
 
-    loss = commitment_weight * mean (x - sg q)^2 [+ mean (sg x - q)^2 when the codebook is trained by gradient]
+    loss = commitment_weight * mean (x - sg q)^2 [+ mean (sg x - q)^2 when the codebook is trained by gradient] + regularizers
 
     Args:
         dim: D, size of the feature dimension of the input.
         codebook_size: K.
         codebook_dim: length of a code; a linear layer in and one out join it to ``dim`` where they differ. Default: dim.
         metric: "l2", or "cosine": latents and codes are projected to the unit sphere.
-        codebook: "ema" (moving average of the latents), "learned" (gradient), or a ``Codebook`` of matching size, and of matching
-            ``cosine`` if it has that.
-        decay, kmeans_init, kmeans_iters, threshold_ema_dead_code: of a codebook given by name, see ``StoredCodebook``. A ``Codebook``
-            has its own.
+        codebook: "ema" (moving average of the latents), "learned" (gradient), another name in ``vqkit.codebooks.CODEBOOKS``, or a
+            ``Codebook`` of matching size, and of matching ``cosine`` if it has that.
+        decay, kmeans_init, kmeans_iters, threshold_ema_dead_code: of a codebook given by name that has such an option, see
+            ``StoredCodebook``. Default of decay: that of the codebook, 0.8 for "ema". A ``Codebook`` has its own.
         commitment_weight: see the formula.
         gradient: "straight_through" or "rotation", see ``ops.straight_through``.
         heads: each latent is cut into this many pieces of ``codebook_dim``, all searched in one codebook.
         top_k: the nearest ``top_k`` codes are averaged (1..8).
+        temperature: above 0, training draws each latent's code with probability softmax(-distance / temperature), under "cosine"
+            softmax(similarity / temperature); the distance is not squared. Not with top_k > 1. It may be changed during training.
+            All N x K distances are computed then, in blocks of rows: O(N + K) memory, but a cost that grows.
+        regularizers: terms of the training loss, each with its own ``name`` and ``weight``: ``Orthogonality``, ``Diversity``,
+            ``Entropy``, ``Contrastive`` of ``vqkit.quantizers.regularizers``, or callables of your own, which get latents (N, D), zero
+            where masked, codes (K, D) and indices (N, top_k) as they are searched, and valid, (N,) bool, and return ().
         channel_first: the input is (B, D, *spatial) instead of (..., D).
 
     Raises ValueError or TypeError for arguments that do not fit.
 
+    In training mode it keeps running values of its ``health``; one that is switched to eval mode with a collapsed codebook warns.
+
     Source: van den Oord et al. 2017 (arXiv 1711.00937); factorised codes and cosine metric: Yu et al. 2021 (arXiv 2110.04627),
-    section 3.2.
+    section 3.2; sampling: ``stochastic_sample_codes`` of vector-quantize-pytorch (Lee et al. 2022, arXiv 2203.01941, section
+    3.2, have the squared distance).
     """
 
     def __init__(
@@ -49,8 +58,8 @@ class Quantizer(nn.Module):
         *,
         codebook_dim: int | None = None,
         metric: Metric = "l2",
-        codebook: Literal["ema", "learned"] | Codebook = "ema",
-        decay: float = 0.8,
+        codebook: str | Codebook = "ema",
+        decay: float | None = None,
         commitment_weight: float = 1.0,
         gradient: Gradient = "straight_through",
         kmeans_init: bool = False,
@@ -58,6 +67,8 @@ class Quantizer(nn.Module):
         threshold_ema_dead_code: float = 0,
         heads: int = 1,
         top_k: int = 1,
+        temperature: float = 0.0,
+        regularizers: Sequence[Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = (),
         channel_first: bool = False,
     ):
         super().__init__()
@@ -70,6 +81,10 @@ class Quantizer(nn.Module):
             raise ValueError(f"gradient: expected 'straight_through' or 'rotation', got {gradient!r}")
         if not 1 <= top_k <= min(MAX_K, codebook_size):
             raise ValueError(f"top_k: expected 1 <= top_k <= min({MAX_K}, codebook_size), got {top_k}")
+        if not temperature >= 0:
+            raise ValueError(f"temperature: expected at least 0, got {temperature}")
+        if temperature and top_k > 1:
+            raise ValueError(f"temperature: expected 0 with top_k={top_k}, got {temperature}")
         codebook_dim = codebook_dim or dim
         options = {
             "decay": decay,
@@ -77,23 +92,9 @@ class Quantizer(nn.Module):
             "kmeans_iters": kmeans_iters,
             "threshold_ema_dead_code": threshold_ema_dead_code,
         }
-        cosine = metric == "cosine"
-        if isinstance(codebook, str):
-            if codebook not in _STORED:
-                raise ValueError(f"codebook: expected one of {', '.join(map(repr, _STORED))} or a Codebook, got {codebook!r}")
-            codebook = _STORED[codebook](codebook_size, codebook_dim, **options, cosine=cosine)
-        elif not isinstance(codebook, Codebook):
-            raise TypeError(f"codebook: expected a name or a vqkit.codebooks.Codebook, got {type(codebook).__name__}")
-        else:
-            for name, value in options.items():
-                if value != Quantizer.__init__.__kwdefaults__[name]:
-                    raise ValueError(f"{name}: expected none beside a {type(codebook).__name__}, which has its own, got {value}")
-        if isinstance(codebook, StoredCodebook) and codebook.cosine != cosine:
-            raise ValueError(f"codebook: expected one with cosine={cosine} for metric={metric!r}, got cosine={codebook.cosine}")
-        if (codebook.size, codebook.dim) != (codebook_size, codebook_dim):
-            raise ValueError(
-                f"codebook: expected {codebook_size} codes of length {codebook_dim}, got {codebook.size} of length {codebook.dim}"
-            )
+        given = {name: value for name, value in options.items() if value != Quantizer.__init__.__kwdefaults__[name]}
+        codebook = _resolve_codebook(codebook, codebook_size, codebook_dim, metric, given)
+        _check_regularizers(regularizers, codebook, metric)
         self.dim = dim
         self.codebook_size = codebook_size
         self.codebook_dim = codebook_dim
@@ -102,11 +103,14 @@ class Quantizer(nn.Module):
         self.gradient = gradient
         self.heads = heads
         self.top_k = top_k
+        self.temperature = temperature
+        self.regularizers = tuple(regularizers)
         self.channel_first = channel_first
         self.codebook = codebook
         joined = codebook_dim * heads == dim
         self.project_in = nn.Identity() if joined else nn.Linear(dim, codebook_dim * heads)
         self.project_out = nn.Identity() if joined else nn.Linear(codebook_dim * heads, dim)
+        self.monitor = HealthMonitor(codebook_size)
         # Follows ``.to(dtype)`` where nothing else does: an EMA codebook keeps float32.
         self.register_buffer("_dtype_marker", torch.empty(0), persistent=False)
 
@@ -120,7 +124,25 @@ class Quantizer(nn.Module):
         codes = self.codebook() if codes is None else self._checked(codes)
         return normalize(codes, dim=-1) if self.metric == "cosine" else codes
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, codes: Tensor | None = None) -> Quantized:
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """(K,): number of codes of each part, of which there is one."""
+        return (self.codebook_size,)
+
+    @property
+    def selections(self) -> tuple[int, ...]:
+        """(heads * top_k,): number of indices that each part contributes to a position."""
+        return (self.heads * self.top_k,)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        codes: Tensor | None = None,
+        *,
+        learn: bool | None = None,
+        update_weight: float | Tensor | None = None,
+    ) -> Quantized:
         """Quantize ``x`` and, in training mode, let the codebook learn from it.
 
         Args:
@@ -128,32 +150,46 @@ class Quantizer(nn.Module):
             mask: bool, shape of ``x`` without D; False leaves a row out: output 0, index -1, no part in losses, statistics, counts or
                 gradients. A row that holds NaN or infinity is left out as well.
             codes: (K, codebook_dim) to use in place of the codebook's own.
+            learn: whether the codebook learns from ``x``. False freezes it for this call: neither its statistics nor, by gradient,
+                the codes change. Default: in training mode.
+            update_weight: of a codebook that follows running means: a factor () or (K,) of how far this call moves them.
 
         Returns:
             ``Quantized``: quantized as ``x`` (equal to ``decode(indices)`` with the codes used), indices of shape
             (*x without D [, heads][, top_k]), loss ().
 
-        Raises ValueError for an ``x``, ``mask`` or ``codes`` that does not fit; nothing has changed then.
+        The loss has its ``regularizers`` in training mode only.
+
+        Raises ValueError for an ``x``, ``mask``, ``codes`` or ``update_weight`` that does not fit; nothing has changed then.
         """
         codes = None if codes is None else self._checked(codes)
+        weight = () if update_weight is None else (self._checked_weight(update_weight),)
         latents, shape, valid = self._latents(x, mask)
-        if self.training:
+        learning = self.training if learn is None else learn
+        if learning:
             self.codebook.prepare(latents.detach(), valid)
         codes = self.resolve_codes(codes).to(latents.dtype)
-        indices = self._search(latents, codes, valid)
+        codes = codes.detach() if learn is False else codes
+        indices = self._sample(latents, codes, valid) if self.training and self.temperature else self._search(latents, codes, valid)
         quantized, commitment, codebook_loss = straight_through(latents, codes, indices, gradient=self.gradient)
         loss = self.commitment_weight * commitment
         losses = {"commitment": commitment}
         if self.codebook.trained_by_gradient:
             loss, losses["codebook"] = loss + codebook_loss, codebook_loss
+        counts = code_counts(indices, self.codebook_size)
         if self.training:
-            self.codebook.observe(latents.detach().repeat_interleave(self.top_k, 0), indices.reshape(-1))
+            for regularizer in self.regularizers:
+                term = regularizer(latents.where(valid[:, None], 0.0), codes, indices, valid)
+                loss, losses[regularizer.name] = loss + regularizer.weight * term, term
+            self.monitor.observe(latents.detach(), quantized.detach(), counts, valid)
+        if learning:
+            self.codebook.observe(latents.detach().repeat_interleave(self.top_k, 0), indices.reshape(-1), *weight)
         output = self._restored(quantized, shape, valid, x.dtype)
-        return Quantized(output, self._shaped(indices, shape), loss, losses, code_counts(indices, self.codebook_size))
+        return Quantized(output, self._shaped(indices, shape), loss, losses, counts)
 
     @torch.no_grad()
     def encode(self, x: Tensor, mask: Tensor | None = None, codes: Tensor | None = None) -> Tensor:
-        """The indices that ``forward`` returns, without learning."""
+        """The indices that ``forward`` returns, the nearest also where training draws them, without learning."""
         latents, shape, valid = self._latents(x, mask)
         codes = self.resolve_codes(codes).to(latents.dtype)
         return self._shaped(self._search(latents, codes, valid), shape)
@@ -181,6 +217,17 @@ class Quantizer(nn.Module):
         vectors, _, _ = straight_through(codes.new_zeros(len(columns), self.codebook_dim), codes, columns)
         return self._restored(vectors, shape, columns[:, 0] >= 0, dtype)
 
+    def health(self) -> Health:
+        """How the codebook fares in training. Waits for the device; warns, once, of a collapsed codebook."""
+        return self.monitor.read()
+
+    def _checked_weight(self, weight: float | Tensor) -> float | Tensor:
+        if not self.codebook.weighs_updates:
+            raise ValueError(f"update_weight: expected none with a {type(self.codebook).__name__}, which follows no running mean")
+        if isinstance(weight, Tensor) and tuple(weight.shape) not in ((), (self.codebook_size,)):
+            raise ValueError(f"update_weight: expected a number, () or ({self.codebook_size},), got shape {tuple(weight.shape)}")
+        return weight
+
     def _checked(self, codes: Tensor) -> Tensor:
         if tuple(codes.shape) != (self.codebook_size, self.codebook_dim):
             raise ValueError(f"codes: expected shape {(self.codebook_size, self.codebook_dim)}, got {tuple(codes.shape)}")
@@ -188,21 +235,11 @@ class Quantizer(nn.Module):
 
     def _latents(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, torch.Size, Tensor]:
         """Flat latents (N * heads, codebook_dim), the shape of x without D, and which of the latents count, (N * heads,) bool."""
-        rows = x.movedim(1, -1) if self.channel_first else x
-        if not x.is_floating_point() or x.ndim < 1 + self.channel_first or rows.shape[-1] != self.dim:
-            where = "(B, D, *spatial)" if self.channel_first else "(..., D)"
-            raise ValueError(f"x: expected floating point {where} with D = {self.dim}, got {x.dtype} {tuple(x.shape)}")
+        rows, valid = feature_rows(x, mask, self.dim, self.channel_first)
         shape = rows.shape[:-1]
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != shape):
-            raise ValueError(f"mask: expected bool of shape {tuple(shape)}, got {mask.dtype} {tuple(mask.shape)}")
-        valid = _finite(rows, mask)
+        # Without a projection the operators leave out what is not valid; a copy of the rows would do no more.
         if not isinstance(self.project_in, nn.Identity):
-            weight = self.project_in.weight
-            if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-                raise ValueError(f"x: expected {weight.dtype} as project_in, or autocast, got {x.dtype}")
-            # Not even a zero gradient times NaN may reach the weights.
-            rows = self.project_in(rows.where(valid[..., None], 0.0))
-            valid = _finite(rows, valid)
+            rows, valid = project_rows(self.project_in, rows, valid)
         valid = valid.reshape(-1).repeat_interleave(self.heads)
         latents = rows.reshape(-1, self.codebook_dim).to(torch.promote_types(rows.dtype, torch.float32))
         if self.metric == "cosine":
@@ -212,6 +249,10 @@ class Quantizer(nn.Module):
     def _search(self, latents: Tensor, codes: Tensor, valid: Tensor) -> Tensor:
         _, indices = nearest_codes(latents, codes, self.top_k, metric=self.metric)
         return indices.where(valid[:, None], -1)
+
+    def _sample(self, latents: Tensor, codes: Tensor, valid: Tensor) -> Tensor:
+        affinity = "similarity" if self.metric == "cosine" else "distance"
+        return sample_codes(latents, codes, valid, scale=1 / self.temperature, affinity=affinity)[:, None]
 
     def _shaped(self, indices: Tensor, shape: torch.Size) -> Tensor:
         return indices.view((*shape, *(self.heads,) * (self.heads > 1), *(self.top_k,) * (self.top_k > 1)))
@@ -225,13 +266,47 @@ class Quantizer(nn.Module):
         return output.movedim(-1, 1) if self.channel_first else output
 
     def extra_repr(self) -> str:
+        extras = f", temperature={self.temperature}" if self.temperature else ""
+        extras += f", regularizers={self.regularizers}" if self.regularizers else ""
         return (
             f"dim={self.dim}, codebook_size={self.codebook_size}, metric={self.metric!r}, gradient={self.gradient!r}, "
-            f"heads={self.heads}, top_k={self.top_k}, channel_first={self.channel_first}"
+            f"heads={self.heads}, top_k={self.top_k}, channel_first={self.channel_first}{extras}"
         )
 
 
-def _finite(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Which rows (..., D) are finite and, where there is a mask (...), in it."""
-    finite = rows.detach().isfinite().all(-1)
-    return finite if mask is None else finite & mask
+def _resolve_codebook(codebook: str | Codebook, size: int, dim: int, metric: Metric, given: dict[str, object]) -> Codebook:
+    """The codebook of this name, with the options given, or this one, if it fits; raises where it or an option does not."""
+    cosine = metric == "cosine"
+    if isinstance(codebook, str):
+        if codebook not in CODEBOOKS:
+            raise ValueError(f"codebook: expected one of {', '.join(map(repr, CODEBOOKS))} or a Codebook, got {codebook!r}")
+        options = CODEBOOKS[codebook].options()
+        for name in given.keys() - options:
+            raise ValueError(f"{name}: expected none with codebook={codebook!r}, which has no such option, got {given[name]}")
+        return CODEBOOKS[codebook](size, dim, **given, **({"cosine": cosine} if "cosine" in options else {}))
+    if not isinstance(codebook, Codebook):
+        raise TypeError(f"codebook: expected a name or a vqkit.codebooks.Codebook, got {type(codebook).__name__}")
+    for name, value in given.items():
+        raise ValueError(f"{name}: expected none beside a {type(codebook).__name__}, which has its own, got {value}")
+    if getattr(codebook, "cosine", cosine) != cosine:
+        raise ValueError(f"codebook: expected one with cosine={cosine} for metric={metric!r}, got cosine={codebook.cosine}")
+    if (codebook.size, codebook.dim) != (size, dim):
+        raise ValueError(f"codebook: expected {size} codes of length {dim}, got {codebook.size} of length {codebook.dim}")
+    return codebook
+
+
+def _check_regularizers(regularizers: Sequence, codebook: Codebook, metric: Metric) -> None:
+    names = ["commitment", "codebook"]
+    for regularizer in regularizers:
+        kind = type(regularizer).__name__
+        if not callable(regularizer) or not hasattr(regularizer, "name") or not hasattr(regularizer, "weight"):
+            raise TypeError(f"regularizers: expected callables with a name and a weight, got {kind}")
+        if regularizer.name in names:
+            raise ValueError(f"regularizers: expected names other than {', '.join(map(repr, names))}, got {regularizer.name!r}")
+        if getattr(regularizer, "metric", metric) != metric:
+            raise ValueError(f"regularizers: expected {kind} with metric={metric!r}, got {regularizer.metric!r}")
+        names.append(regularizer.name)
+        if getattr(regularizer, "acts_on", None) == "codes" and not codebook.trained_by_gradient:
+            warnings.warn(
+                f"regularizers: {kind} changes the codes by gradient, and those of {type(codebook).__name__} have none", stacklevel=3
+            )

@@ -1,0 +1,116 @@
+"""Captions in the training of a tokenizer: which one a picture gets, which of its words are masked, and the module that learns from it.
+
+All that is drawn is a hash of the seed and of the place in the training order: a resumed run draws the same, and so do two ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from training.distributed import Ranks
+from training.recipes import LGVQSettings
+from training.sources import Source
+from vqkit.language import CaptionTokens, TextEncoder, open_text_encoder
+from vqkit.objectives import GuidanceText, LanguageGuidance, mask_rate
+
+FILE = "guidance.safetensors"
+
+
+class Captions:
+    """The captions of a split that a text model can read, one a picture."""
+
+    def __init__(self, source: Source, encoder: TextEncoder, seed: int):
+        self.source, self.encoder, self.seed = source, encoder, seed
+
+    def any(self) -> bool:
+        """Whether any picture has a caption, fitting or not."""
+        return any(self.source.record(index).get("captions") for index in range(len(self.source)))
+
+    def draw(self, keys: list[tuple[int, int]], indices: list[int]) -> tuple[CaptionTokens, Tensor]:
+        """One random caption a picture, of those that fit, and draws (B, T) uniform in 0 .. 1 for its words.
+
+        keys: (epoch, index) as ordered, which seed the draws; indices: the pictures that are shown, whose captions are read.
+        """
+        chosen = [self._one(key, index) for key, index in zip(keys, indices, strict=True)]
+        draws = [torch.rand(self.encoder.context, generator=_generator(f"mask/{self.seed}/{epoch}/{index}")) for epoch, index in keys]
+        return self.encoder.tokenize(chosen), torch.stack(draws)
+
+    def _one(self, key: tuple[int, int], index: int) -> str | None:
+        captions = [caption for caption in self.source.record(index).get("captions") or [] if caption.strip()]
+        # Longer ones are left out, as published.
+        captions = [caption for caption in captions if self.encoder.fits(caption)]
+        epoch, wanted = key
+        return captions[_number(f"caption/{self.seed}/{epoch}/{wanted}") % len(captions)] if captions else None
+
+
+class Guide:
+    """A run's guidance: the frozen text model, the module that is trained, its running mean and its captions.
+
+    code_dim: channels of the quantised map; grid: its side.
+    Raises ValueError where the text model cannot be opened, naming what to install or to give, or no picture has a caption.
+    """
+
+    def __init__(self, settings: LGVQSettings, source: Source, seed: int, code_dim: int, grid: int, device: torch.device):
+        self.encoder = _opened(settings.text_encoder)
+        self.captions = Captions(source, self.encoder, seed)
+        if not self.captions.any():
+            raise ValueError(f"guidance: {source.name} has no captions; expected a metadata.jsonl with \"captions\" of its pictures")
+        self.encoder.to(device)
+        self.module = LanguageGuidance(code_dim, grid, self.encoder.token_embeddings, settings.config, self.encoder.context).to(device).train()
+        self.average = copy.deepcopy(self.module).eval().requires_grad_(False)
+        self.seed, self.device = seed, device
+
+    def read(self, number: int, keys: list[tuple[int, int]], indices: list[int]) -> GuidanceText:
+        """The captions of pass `number` of the run, some of their words masked."""
+        tokens, draws = self.captions.draw(keys, indices)
+        rate = mask_rate(torch.rand((), generator=_generator(f"rate/{self.seed}/{number}"), dtype=torch.float64).item())
+        masked = self.module.choose_masked(tokens, rate, draws)
+        return self.module.read(self.encoder, tokens.to(self.device), masked.to(self.device))
+
+    def save(self, folder: Path) -> None:
+        """The running mean, beside the model."""
+        self.average.save(folder / FILE, {"name": self.encoder.name, "identity": self.encoder.identity})
+
+    def describe(self) -> str:
+        """The terms that it adds to the loss."""
+        config = self.module.config
+        weights = (("global alignment", config.alpha), ("masked words", config.beta), ("relation", config.gamma))
+        said = " + ".join(f"{weight:g} x {name}" for name, weight in weights if weight)
+        return f"{said} (LG-VQ, {Path(self.encoder.name).name}, mask={config.mask})"
+
+
+def load_guidance(folder: Path, device: torch.device) -> tuple[LanguageGuidance, TextEncoder]:
+    """The guidance beside a model and the text model that it was trained with.
+
+    Raises FileNotFoundError where there is none; ValueError where the text model is not here or another one.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"guidance: there is no {path}")
+    noted = LanguageGuidance.described(path)["text_encoder"]
+    encoder = _opened(noted["name"])
+    if encoder.identity != noted["identity"]:
+        raise ValueError(f"guidance: {path} was trained with {noted['identity']}, the {noted['name']} that is here is {encoder.identity}")
+    return LanguageGuidance.load(path, encoder.token_embeddings).to(device), encoder.to(device)
+
+
+def _opened(name: str) -> TextEncoder:
+    try:
+        return open_text_encoder(name)
+    except RuntimeError as missing:
+        reason = str(missing).split(". Or set VQKIT_CACHE")[0]
+        raise ValueError(f"lg.text_encoder: {reason}; or give --lg.text-encoder the folder of a transformers text model (a CLIP, a BERT)") \
+            from missing
+
+
+def _generator(text: str) -> torch.Generator:
+    return torch.Generator().manual_seed(_number(text))
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")

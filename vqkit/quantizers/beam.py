@@ -1,0 +1,109 @@
+"""Beam search over the stages of a residual quantizer: not the nearest code of each stage, but a sum of codes that is near."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from vqkit.ops import code_counts, nearest_codes, straight_through
+from vqkit.ops.nearest import MAX_K
+from vqkit.quantizers.layout import project_rows
+from vqkit.quantizers.quantized import Quantized
+from vqkit.quantizers.quantizer import Quantizer
+
+
+def takes_part_in_beam_search(stage: nn.Module) -> bool:
+    """Whether a stage can list the codes nearest to a latent: a ``Quantizer``, or one with a method ``candidates``."""
+    return isinstance(stage, Quantizer) or hasattr(stage, "candidates")
+
+
+@torch.no_grad()
+def beam_search(
+    stages: Sequence[nn.Module], rows: Tensor, beam_size: int, weights: Sequence[float] | None, starts: Tensor | None
+) -> Tensor:
+    """The index of each stage, (N, Q), by the best of ``beam_size`` partial sums.
+
+    rows: (N, D) float32 or float64, finite.
+    weights: a number a stage: sums are ranked by the weighted sum of their errors so far; None: by their last error.
+    starts: (N,) bool, for codebooks that start from the first batch they see: which rows count; None: nothing starts.
+    Of equal sums the first comes first. Holds O(N beam_size (D + Q)) numbers: one of the candidates of a sum at a time is decoded.
+    """
+    number, dim = rows.shape
+    totals, scores = rows.new_zeros(number, 1, dim), rows.new_zeros(number, 1)
+    path = torch.zeros(number, 1, 0, dtype=torch.int64, device=rows.device)
+    for place, stage in enumerate(stages):
+        residual = rows[:, None] - totals
+        options = {"condition": totals.flatten(0, 1)} if getattr(stage, "conditioned", False) else {}
+        if starts is not None and isinstance(stage, Quantizer):
+            latents, valid = _latents(stage, residual[:, 0], starts)
+            stage.codebook.prepare(latents, valid)
+        count = min(beam_size, MAX_K, stage.codebook_sizes[0])
+        candidates = _candidates(stage, residual.flatten(0, 1), count, options)
+        errors = torch.stack(
+            [(residual - _decoded(stage, column, residual, options)).square().sum(-1) for column in candidates.unbind(-1)], -1
+        )
+        ranked = errors if weights is None else scores[..., None] + weights[place] * errors
+        width = 1 if place == len(stages) - 1 else beam_size
+        scores, chosen = (part[:, :width] for part in ranked.flatten(1).sort(dim=-1, stable=True))
+        parents = (chosen // count)[..., None]
+        indices = candidates.view(number, errors.shape[1] * count).gather(1, chosen)
+        totals = totals.gather(1, parents.expand(-1, -1, dim))
+        if options:
+            options = {"condition": totals.flatten(0, 1)}
+        totals = totals + _decoded(stage, indices.flatten(), totals, options)
+        path = torch.cat([path.gather(1, parents.expand(-1, -1, place)), indices[..., None]], -1)
+    return path[:, 0]
+
+
+def quantize_as(stage: nn.Module, x: Tensor, valid: Tensor, indices: Tensor, learn: bool | None = None, **options) -> Quantized:
+    """The result of ``stage(x, valid)`` with these indices, shape of ``valid``, in the place of the nearest; the codebook learns from them.
+
+    A k-means start has been made before.
+    """
+    if not isinstance(stage, Quantizer):
+        return stage(x, valid, indices=indices, learn=learn, **options)
+    latents, valid = _latents(stage, x, valid)
+    indices = indices.where(valid, -1)
+    codes = stage.codes.to(latents.dtype)
+    codes = codes.detach() if learn is False else codes
+    quantized, commitment, codebook_loss = straight_through(latents, codes, indices, gradient=stage.gradient)
+    loss, losses = stage.commitment_weight * commitment, {"commitment": commitment}
+    if stage.codebook.trained_by_gradient:
+        loss, losses["codebook"] = loss + codebook_loss, codebook_loss
+    counts = code_counts(indices, stage.codebook_size)
+    flat, column, counted = latents.reshape(-1, latents.shape[-1]), indices.reshape(-1), valid.reshape(-1)
+    if stage.training:
+        for regularizer in stage.regularizers:
+            term = regularizer(flat, codes, column[:, None], counted)
+            loss, losses[regularizer.name] = loss + regularizer.weight * term, term
+        stage.monitor.observe(flat.detach(), quantized.detach().reshape(flat.shape), counts, counted)
+    if stage.training if learn is None else learn:
+        stage.codebook.observe(flat.detach(), column)
+    output = stage.project_out(quantized.to(x.dtype)).where(valid[..., None], 0.0)
+    return Quantized(output, indices, loss, losses, counts)
+
+
+def _latents(stage: Quantizer, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """What is compared with the codes of a stage, (..., codebook_dim), zero where not valid, and which rows are valid."""
+    latents, valid = project_rows(stage.project_in, _given(stage, x), valid)
+    latents = latents.to(torch.promote_types(latents.dtype, torch.float32))
+    return normalize(latents, dim=-1) if stage.metric == "cosine" else latents, valid
+
+
+def _candidates(stage: nn.Module, rows: Tensor, count: int, options: dict[str, Tensor]) -> Tensor:
+    if not isinstance(stage, Quantizer):
+        return stage.candidates(rows, count, **options)
+    latents, _ = _latents(stage, rows, torch.ones(len(rows), dtype=torch.bool, device=rows.device))
+    return nearest_codes(latents, stage.codes.to(latents.dtype), count, metric=stage.metric)[1]
+
+
+def _decoded(stage: nn.Module, indices: Tensor, like: Tensor, options: dict[str, Tensor]) -> Tensor:
+    dtype = _given(stage, like[:0]).dtype
+    return stage.decode(indices.reshape(-1), dtype=dtype, **options).to(like.dtype).view(like.shape)
+
+
+def _given(stage: nn.Module, rows: Tensor) -> Tensor:
+    """Rows in the dtype of a stage's own layer, if it has one: a model that is cast to half precision takes them only in that."""
+    layer = getattr(stage, "project_in", None)
+    return rows.to(layer.weight.dtype) if isinstance(layer, nn.Linear) else rows
