@@ -79,7 +79,7 @@ def test_the_three_losses_are_the_papers_formulas(mask, size):
         normaliser = math.log(sum(map(math.exp, row)))
         surprises = [normaliser - value for value in row]
         total += 0.9 * surprises[index] + 0.1 * sum(surprises) / TOKENS
-    assert float(terms["masked_words"]) == pytest.approx(total / len(wanted))
+    assert terms["masked_words"].item() == pytest.approx(total / len(wanted))
 
     z = guidance.relation(quantized.flatten(2).transpose(1, 2))
     words, exist = word_states(text.states, tokens.words)

@@ -59,7 +59,11 @@ def test_a_run_is_measured_and_written(tiny, pictures, capsys):
     printed = capsys.readouterr().out
     assert f"{metrics['psnr']:.2f}" in printed and "codes used" in printed
     again = evaluate(Evaluation(run=folder, data=str(pictures), device="cpu", workers=0, batch_size=7))
-    assert {name: again[name] for name in ("psnr", "ssim", "l1")} == pytest.approx({name: metrics[name] for name in ("psnr", "ssim", "l1")}, rel=1e-6)
+    # Convolutions of another batch round differently, and a value between two grey levels may then go to the other: at most a few do.
+    grey_levels = 4 / 255 / (20 * 3 * 16 * 16)
+    assert again["l1"] == pytest.approx(metrics["l1"], abs=grey_levels)
+    # What these can change in a mean of squares of this size.
+    assert again["psnr"] == pytest.approx(metrics["psnr"], rel=1e-5) and again["ssim"] == pytest.approx(metrics["ssim"], rel=1e-5)
 
 
 def test_an_autoencoder_has_no_codes_to_report(tiny, pictures):

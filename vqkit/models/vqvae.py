@@ -45,8 +45,10 @@ class VQVAE(Tokenizer):
     Config = VQVAEConfig
 
     def __init__(self, config: VQVAEConfig):
+        # The trunk first: a seed draws the weights in this order.
+        trunk = build_strided_trunk(config)
         quantizer = config.build(config.code_dim, (config.codebook_size,), (1,))
-        super().__init__(dataclasses.asdict(config), 4, build_strided_trunk(config), quantizer, config.loss_weights)
+        super().__init__(dataclasses.asdict(config), 4, trunk, quantizer, config.loss_weights)
 
 
 def build_strided_trunk(config: VQVAEConfig) -> Trunk:
