@@ -14,7 +14,7 @@ from vqkit import native, ops
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _N, _K, _D = 130, 37, 19
-_FEW, _MANY = 29, 2061
+_FEW, _MANY, _LONG = 29, 2061, 261
 
 
 def run(device: str) -> list[str]:
@@ -44,6 +44,8 @@ def _search(latents, codes):
     many = codes.repeat(_MANY // _K + 1, 1)[:_MANY]
     for k in (1, 3):
         ops.nearest_codes(latents[:_FEW], many, k)
+    # Rows too long to stay in shared memory.
+    ops.nearest_codes(latents.repeat(1, _LONG // _D + 1)[:_FEW, :_LONG], codes.repeat(1, _LONG // _D + 1)[:, :_LONG], 1)
 
 
 def _differentiable(latents, codes):

@@ -201,7 +201,7 @@ def test_the_start(cosine):
 
 
 _PROGRAM = """
-import sys
+import os, sys
 import torch, torch.distributed as dist
 from vqkit.codebooks import AnchoredCodebook
 
@@ -233,6 +233,8 @@ for _ in range(400):
     drawn.append(pair.codes.detach()[1:])
 torch.save(({name: book.state_dict() for name, book in books.items()}, torch.cat(drawn)), f"{sys.argv[1]}/{rank}.pt")
 dist.destroy_process_group()
+# Past Python's own end: a thread of the group may abort a process that shuts down around it.
+os._exit(0)
 """
 
 

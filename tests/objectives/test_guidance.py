@@ -273,7 +273,7 @@ def test_a_masked_word_is_learnt_from_the_map_alone():
 
 
 _RANKS = """
-import sys, torch, torch.distributed as dist
+import os, sys, torch, torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.nn.parallel import DistributedDataParallel
 from vqkit.objectives import GuidanceConfig, GuidanceText, LanguageGuidance
@@ -291,6 +291,8 @@ loss, terms = parallel(held["quantized"][half], text)
 loss.backward()
 save_file({name: p.grad for name, p in guidance.named_parameters()} | {"terms": torch.stack(list(terms.values()))}, f"{sys.argv[1]}/{rank}.safetensors")
 dist.destroy_process_group()
+# Past Python's own end: a thread of the group may abort a process that shuts down around it.
+os._exit(0)
 """
 
 
