@@ -11,10 +11,10 @@ demo: $(VENV)/.built
 # A process for each core, one thread in each: the tests' tensors are too small for more.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest tests -q -n auto --durations=15
 
-test: $(VENV)/.built
+test: $(VENV)/.originals
 	$(PYTEST) -m "not slow"
 
-test-slow: $(VENV)/.built
+test-slow: $(VENV)/.originals
 	$(PYTEST) -m slow
 
 bench: $(VENV)/.peers
@@ -35,10 +35,17 @@ $(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py CMakeLists.txt $(wildcard
 	$(RUN) -m vqkit
 	touch $@
 
-# Other people's quantizers, to measure against; their dependencies by name, since the others would replace ours.
-$(VENV)/.peers: $(VENV)/.built
-	$(RUN) -m pip install -q -c constraints.txt --no-deps vector-quantize-pytorch einops einx frozendict loguru torch-einops-utils faiss-cpu
-	$(RUN) -c "import vector_quantize_pytorch, faiss"
+# Other people's quantizers, which ours are compared with; those dependencies by name that would replace ours.
+$(VENV)/.originals: $(VENV)/.built
+	$(RUN) -m pip install -q -c constraints.txt --no-deps vector-quantize-pytorch einops einx frozendict loguru torch-einops-utils
+	$(RUN) -m pip install -q -c constraints.txt diffusers
+	$(RUN) -c "import vector_quantize_pytorch, diffusers"
+	touch $@
+
+# And what the search is measured against.
+$(VENV)/.peers: $(VENV)/.originals
+	$(RUN) -m pip install -q -c constraints.txt --no-deps faiss-cpu
+	$(RUN) -c "import faiss"
 	touch $@
 
 clean:
