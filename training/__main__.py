@@ -1,4 +1,4 @@
-"""``python -m training``: recipes, vocabulary, tokenizer, evaluate, report, demo."""
+"""``python -m training``: recipes, vocabulary, tokenizer, evaluate, report, study, demo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ COMMANDS = {
     "tokenizer": "train a tokenizer: tokenizer RECIPE --data DIR|scenes --out RUN [--steps N ...]; again to resume",
     "evaluate": "measure a run: evaluate RUN --data DIR|scenes --split test; or mean-color in the place of RUN, the floor",
     "report": "one HTML page with pictures, curves and numbers: report RUN [RUN ...] --out report.html",
+    "study": "a list of recipes on one budget, in one table and page: study NAME --data DIR|scenes --out STUDY; study list",
     "demo": "VQCT and a plain VQ-GAN side by side on built-in scenes, evaluated, with a report: demo --out runs/demo",
 }
 
@@ -90,8 +91,19 @@ def _run_demo(arguments: list[str]) -> None:
     demo(tyro.cli(Demo, args=arguments, prog="python -m training demo"))
 
 
+def _run_study(arguments: list[str]) -> None:
+    import tyro
+
+    from training.study import Study, listed, make_study
+
+    if arguments == ["list"]:
+        print(listed())
+        return
+    make_study(tyro.cli(Study, args=arguments, prog="python -m training study"))
+
+
 _RUNNERS = {"recipes": _run_recipes, "vocabulary": _run_vocabulary, "tokenizer": _run_tokenizer, "evaluate": _run_evaluate,
-            "report": _run_report, "demo": _run_demo}
+            "report": _run_report, "study": _run_study, "demo": _run_demo}
 
 
 def _usage() -> str:

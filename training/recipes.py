@@ -11,7 +11,7 @@ from typing import Literal
 
 import tyro
 
-from vqkit.models import CHANNEL_MULTIPLIERS, VQCTConfig, VQGANConfig, VQVAEConfig
+from vqkit.models import CHANNEL_MULTIPLIERS, ADQConfig, RAQConfig, V2LConfig, ViTVQGANConfig, VQCTConfig, VQGANConfig, VQVAEConfig
 from vqkit.objectives import GuidanceConfig
 
 # What may differ between a run and its resumption: none of it changes what the run computes.
@@ -63,12 +63,20 @@ class TokenizerSettings:
     """Of one minus structural similarity at three scales; a stand-in for LPIPS that needs no weights."""
     lpips_weights: Path | None = None
     """VGG16's ImageNet weights; given, LPIPS is added to the pixel loss."""
+    logit_laplace_weight: float = 0.1
+    """Of the likelihood, for decoders that predict a distribution of every value (ViT-VQGAN); others have none."""
     disc_start: int = 20_000
     """First step with a discriminator."""
     disc_weight: float = 0.8
     """Of the adversarial term, before the adaptive factor; 0 trains without a discriminator."""
+    disc_adaptive: bool = True
+    """Balance the adversarial term's gradient against the reconstruction's; False: its weight is fixed."""
+    discriminator: Literal["patch", "style"] = "patch"
+    """VQ-GAN's PatchGAN with hinge losses, or StyleGAN2's with non-saturating ones, for pictures of a power of two."""
+    r1_weight: float = 0.0
+    """Of the squared gradient of the discriminator at real pictures; 10 is usual with "style"."""
     disc_channels: int = 32
-    """Width of the discriminator's first layer."""
+    """Width of the discriminator's first layer; of "style" at 512 pixels."""
     disc_layers: int = 2
     """Halvings in the discriminator."""
     disc_normalization: Literal["group", "batch"] = "group"
@@ -96,7 +104,8 @@ class TokenizerSettings:
         for name in ("resolution", "batch_size", "accumulation", "save_every", "log_every", "disc_channels", "disc_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("steps", "grad_clip", "structural_weight", "disc_start", "disc_weight", "memory_budget", "workers"):
+        for name in ("steps", "grad_clip", "structural_weight", "disc_start", "disc_weight", "r1_weight", "logit_laplace_weight",
+                     "memory_budget", "workers"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
         if self.lr <= 0:
@@ -122,17 +131,55 @@ class VQGANSettings(TokenizerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQCTSettings(TokenizerSettings):
+class ViTVQGANSettings(TokenizerSettings):
+    """Training of a ViT-VQGAN."""
+
+    model: ViTVQGANConfig = ViTVQGANConfig()
+    """Shape of the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RAQSettings(TokenizerSettings):
+    """Training of a rate-adaptive VQ-VAE."""
+
+    model: RAQConfig = RAQConfig()
+    """Shape of the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ADQSettings(TokenizerSettings):
+    """Training of a VQ-GAN that chooses between codebooks."""
+
+    model: ADQConfig = ADQConfig()
+    """Shape of the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordSettings(TokenizerSettings):
+    """Training of a tokenizer whose codes are words."""
+
+    words: str = "captions"
+    """"captions": the most frequent words of the training captions; or a file that `Vocabulary.save` wrote."""
+    adjectives: int = 1024
+    """Number of adjectives; filled up from WordNet where the captions have fewer."""
+    nouns: int = 1024
+    """Number of nouns, likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQCTSettings(WordSettings):
     """Training of a VQCT: as VQ-GAN, with words for codes."""
 
     model: VQCTConfig = VQCTConfig()
     """Shape of the model."""
-    words: str = "captions"
-    """"captions": the most frequent words of the training captions; or a file that `Vocabulary.save` wrote."""
-    adjectives: int = 1024
-    """Codes of the adjective half; filled up from WordNet where the captions have fewer."""
-    nouns: int = 1024
-    """Codes of the noun half, likewise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class V2LSettings(WordSettings):
+    """Training of a V2L tokenizer: words and phrases through one linear map."""
+
+    model: V2LConfig = V2LConfig()
+    """Shape of the model."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +201,11 @@ _PAPER_TRAINING = {"resolution": 256, "batch_size": 8, "lr": 8 * 4.5e-6, "steps"
                    "disc_layers": 3, "disc_normalization": "batch", "disc_start": 10_000, "structural_weight": 1.0,
                    "save_every": 2000, "log_every": 50, "fit": "crop"}
 
+# Published: Adam(0.9, 0.99) with weight decay, a warm-up and a cosine; the loop has one constant rate and its own betas.
+_VIT_TRAINING = {"resolution": 256, "batch_size": 256, "lr": 1e-4, "steps": 500_000, "ema_decay": 0.0, "pixel_loss": "l2", "disc_weight": 0.1,
+                 "disc_adaptive": False, "discriminator": "style", "disc_channels": 64, "r1_weight": 10.0, "disc_start": 0,
+                 "save_every": 2000, "log_every": 50}
+
 RECIPES = {
     "vqvae": Recipe("vqvae", "VQ-VAE, f4, 512 codes by moving average, mean squared error", VQVAESettings(
         model=VQVAEConfig(channels=64, codebook="ema"), pixel_loss="l2", disc_weight=0.0)),
@@ -161,12 +213,33 @@ RECIPES = {
         model=VQGANConfig(**_SMALL, **_HALVES))),
     "vqct": Recipe("vqct", "VQCT, f8, small: 1,024 adjectives and 1,024 nouns transferred from a language model", VQCTSettings(
         model=VQCTConfig(**_SMALL))),
+    "cvq": Recipe("vqgan", "CVQ: the same small VQ-GAN, whose unused codes move to anchors among the latents", VQGANSettings(
+        model=VQGANConfig(**_SMALL, **_HALVES, codebook="anchored"))),
+    "simvq": Recipe("vqgan", "SimVQ: the same small VQ-GAN, whose codes are frozen noise through one linear map", VQGANSettings(
+        model=VQGANConfig(**_SMALL, **_HALVES, codebook="linear"))),
+    "v2l": Recipe("v2l", "V2L: words, and adjective-noun phrases for the whole picture, through one linear map", V2LSettings(
+        model=V2LConfig(**{**_SMALL, "selections": (1, 4)}))),
+    "raq": Recipe("raq", "RAQ: a VQ-VAE of any rate from 16 to 256 codes, whose codebooks a recurrent network makes", RAQSettings(
+        model=RAQConfig(channels=64, codebook_size=256, rates=(16, 256)), pixel_loss="l2", disc_weight=0.0, lr=5e-4)),
+    "adq": Recipe("adq", "ADQ: a VQ-GAN that chooses for each picture between few long and many short codes", ADQSettings(
+        model=ADQConfig(**_SMALL, capacity=32768, threshold_ema_dead_code=0.1))),
+    "vit-vqgan": Recipe("vit-vqgan", "ViT-VQGAN, f8, small: a transformer of 4 layers, 1,024 codes of 32 by cosine", ViTVQGANSettings(
+        model=ViTVQGANConfig(depth=4, width=192, heads=4, hidden=768, grid=8, codebook_size=1024), pixel_loss="l2", disc_weight=0.1,
+        disc_adaptive=False, discriminator="style", disc_channels=2, r1_weight=10.0)),
     "autoencoder": Recipe("vqgan", "the same trunk without quantisation: the ceiling of what a codebook can reach", VQGANSettings(
         model=VQGANConfig(**_SMALL, **_HALVES, quantize=False))),
     "vqgan-f16": Recipe("vqgan", "VQ-GAN as published: f16 at 256x256, 1,024 codes of 256; a GPU and days", VQGANSettings(
         model=VQGANConfig(**_PAPER, codebook_size=1024), **_PAPER_TRAINING)),
     "vqct-f16": Recipe("vqct", "VQCT as published: f16 at 256x256, 1,949 adjectives and 4,258 nouns; a GPU and days", VQCTSettings(
         model=VQCTConfig(**_PAPER), adjectives=1949, nouns=4258, **_PAPER_TRAINING)),
+    "cvq-f16": Recipe("vqgan", "CVQ on the published f16 VQ-GAN; a GPU and days", VQGANSettings(
+        model=VQGANConfig(**_PAPER, codebook_size=1024, codebook="anchored"), **_PAPER_TRAINING)),
+    "vit-vqgan-small": Recipe("vit-vqgan", "ViT-VQGAN small as published: 8 layers, f8 at 256x256, 8,192 codes of 32; GPUs and days", ViTVQGANSettings(
+        model=ViTVQGANConfig(), **_VIT_TRAINING)),
+    "vit-vqgan-base": Recipe("vit-vqgan", "ViT-VQGAN base as published: 12 layers", ViTVQGANSettings(
+        model=ViTVQGANConfig(size="base"), **_VIT_TRAINING)),
+    "vit-vqgan-large": Recipe("vit-vqgan", "ViT-VQGAN large as published: 32 layers", ViTVQGANSettings(
+        model=ViTVQGANConfig(size="large"), **_VIT_TRAINING)),
 }
 
 
@@ -198,6 +271,16 @@ def to_json(recipe: str, settings: TokenizerSettings) -> dict:
     if settings.guidance is None:
         del fields["guidance"], fields["lg"]
     return json.loads(json.dumps({"recipe": recipe, **fields}, default=str))
+
+
+def with_defaults(before: dict, recipe: str, settings: TokenizerSettings) -> dict:
+    """A run's config.json with the defaults of settings that were not there when it began."""
+
+    def filled(known: dict, defaults: dict) -> dict:
+        return {**defaults, **{name: filled(value, defaults[name]) if isinstance(value, dict) and isinstance(defaults.get(name), dict) else value
+                               for name, value in known.items()}}
+
+    return filled(before, to_json(recipe, type(settings)(data="", out=Path(), guidance=settings.guidance)))
 
 
 def changed_setting(before: dict, now: dict, prefix: str = "") -> str | None:

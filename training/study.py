@@ -47,7 +47,7 @@ def _of(*recipes: str) -> tuple[Candidate, ...]:
 _VQCT = Candidate("vqct", "vqct")
 STUDIES: dict[str, tuple[str, tuple[Candidate, ...]]] = {
     "papers": ("the papers' first tables: codebooks of every kind on one trunk", _of(
-        "vqgan", "cvq", "simvq", "vqct", "vqgan+lg", "vqct+lg", "autoencoder")),
+        "vqgan", "cvq", "simvq", "vqct", "v2l", "adq", "vqgan+lg", "vqct+lg", "autoencoder")),
     "vqct": ("VQCT's ablations: transfer, parts of speech, prior, dropout", (
         _VQCT,
         *(Candidate(f"transfer={kind}", "vqct", {"model.transfer": kind}) for kind in ("mlp", "gat", "none")),
@@ -59,7 +59,7 @@ STUDIES: dict[str, tuple[str, tuple[Candidate, ...]]] = {
         Candidate("vit-vqgan", "vit-vqgan"),
         Candidate("not normalised", "vit-vqgan", {"model.metric": "l2"}),
         Candidate("length 4", "vit-vqgan", {"model.code_dim": 4}),
-        Candidate("not factorised", "vit-vqgan", {"model.code_dim": 128}),
+        Candidate("not factorised", "vit-vqgan", {"model.code_dim": 192}),
     )),
 }
 BUDGETS = {

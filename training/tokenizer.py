@@ -22,14 +22,14 @@ from training.data import PictureDataset, TrainingOrder, default_workers, load, 
 from training.distributed import Ranks, choose_precision, started
 from training.guidance import Guide
 from training.log import Meter, RecentUsage, RunLog, bar_text, progress_bar
-from training.recipes import RECIPES, TokenizerSettings, VQCTSettings, changed_setting, to_json
+from training.recipes import RECIPES, TokenizerSettings, WordSettings, changed_setting, to_json, with_defaults
 from training.sources import Source, open_split
 from training.stopping import Stop
 from training.vocabulary import find_vocabulary
 from vqkit.language import Vocabulary
 from vqkit.models import Tokenizer
-from vqkit.nn.discriminator import PatchDiscriminator
-from vqkit.objectives import LPIPS, AdversarialLoss, ReconstructionLoss
+from vqkit.nn import PatchDiscriminator, StyleDiscriminator
+from vqkit.objectives import LPIPS, AdversarialLoss, ReconstructionLoss, logit_laplace_loss, r1_penalty
 
 BETAS = (0.5, 0.9)
 
@@ -117,9 +117,9 @@ class Run:
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.reconstruction = ReconstructionLoss(settings.pixel_loss, settings.structural_weight if settings.lpips_weights is None else 0.0)
         self.lpips = LPIPS(settings.lpips_weights).to(device) if settings.lpips_weights else None
-        self.adversarial = AdversarialLoss("hinge", settings.disc_weight, settings.disc_start)
-        norm = settings.disc_normalization
-        self.discriminator = PatchDiscriminator(settings.disc_channels, settings.disc_layers, normalization=norm).to(device)
+        kind = "hinge" if settings.discriminator == "patch" else "non_saturating"
+        self.adversarial = AdversarialLoss(kind, settings.disc_weight, settings.disc_start, settings.disc_adaptive)
+        self.discriminator = create_discriminator(settings).to(device)
         self._check_discriminator()
         self.guide = self._create_guide(source) if settings.guidance else None
         trained = [*self.model.parameters(), *(self.guide.module.parameters() if self.guide else [])]
@@ -186,6 +186,9 @@ class Run:
             if self.lpips is not None:
                 terms["lpips"] = self.lpips(output.reconstruction.float(), images).mean()
                 loss = loss + terms["lpips"]
+            if output.logit_laplace is not None:
+                terms["logit_laplace"] = logit_laplace_loss(*output.logit_laplace, images)
+                loss = loss + self.settings.logit_laplace_weight * terms["logit_laplace"]
             total = loss + output.loss
             if text is not None:
                 with self.autocast():
@@ -207,10 +210,14 @@ class Run:
         return terms, output.reconstruction.detach()
 
     def _discriminator_pass(self, images: Tensor, reconstruction: Tensor, last: bool) -> Tensor:
+        weight = self.settings.r1_weight
         with _synchronised(self.parallel_discriminator, last):
             with self.autocast():
+                images = images.requires_grad_() if weight else images
                 real, fake = self.parallel_discriminator(images), self.parallel_discriminator(reconstruction)
             loss = self.adversarial.discriminator(real, fake)
+            if weight:
+                loss = loss + weight * r1_penalty(images, real)
             (loss / self.settings.accumulation).backward()
         return loss
 
@@ -263,8 +270,8 @@ class Run:
         return Guide(settings.lg, source, settings.seed, code_dim, grid, device)
 
     def _check_discriminator(self) -> None:
-        smallest = self.discriminator.minimum_size
-        if self.settings.disc_weight and self.settings.disc_start < self.settings.steps and self.settings.resolution < smallest:
+        settings, smallest = self.settings, self.discriminator.minimum_size
+        if settings.disc_weight and settings.disc_start < settings.steps and settings.resolution < smallest:
             raise ValueError(f"disc_layers: {self.settings.disc_layers} layers need pictures of at least {smallest} pixels, "
                              f"got resolution {self.settings.resolution}")
 
@@ -287,6 +294,8 @@ class Run:
             terms.append("LPIPS")
         elif settings.structural_weight:
             terms.append(f"{settings.structural_weight:g} x multi-scale structure (in the place of LPIPS, which needs --lpips-weights)")
+        if getattr(self.model, "logit_laplace", False):
+            terms.append(f"{settings.logit_laplace_weight:g} x logit-Laplace")
         if settings.disc_weight:
             terms.append(f"{settings.disc_weight:g} x adversarial from step {settings.disc_start:,}")
         if self.guide:
@@ -305,9 +314,9 @@ class _NoLog:
 
 
 def create_model(recipe: str, settings: TokenizerSettings, source: Source, ranks: Ranks) -> Tokenizer:
-    """The recipe's model with fresh weights; for VQCT over the run's vocabulary, which is made at the first start."""
+    """The recipe's model with fresh weights; over the run's vocabulary where codes are words, which is made at the first start."""
     config = dataclasses.asdict(settings.model)
-    if not isinstance(settings, VQCTSettings):
+    if not isinstance(settings, WordSettings):
         return vqkit.models.create(RECIPES[recipe].model, **config)
     path = settings.out / "vocabulary.safetensors"
     # Without config.json the run has not begun: a vocabulary that lies there may be of other settings.
@@ -320,11 +329,19 @@ def create_model(recipe: str, settings: TokenizerSettings, source: Source, ranks
     return vqkit.models.create(RECIPES[recipe].model, vocabulary=vocabulary, **config)
 
 
+def create_discriminator(settings: TokenizerSettings) -> PatchDiscriminator | StyleDiscriminator:
+    """The discriminator that the settings ask for, with fresh weights."""
+    if settings.discriminator == "patch":
+        return PatchDiscriminator(settings.disc_channels, settings.disc_layers, normalization=settings.disc_normalization)
+    return StyleDiscriminator(settings.resolution, settings.disc_channels)
+
+
 def _check_folder(recipe: str, settings: TokenizerSettings, ranks: Ranks) -> None:
     """Raise ValueError where the folder holds a run with other settings, or one that went further already."""
     path = settings.out / "config.json"
     if path.exists():
-        if found := changed_setting(json.loads(path.read_text()), to_json(recipe, settings)):
+        before = with_defaults(json.loads(path.read_text()), recipe, settings)
+        if found := changed_setting(before, to_json(recipe, settings)):
             raise ValueError(f"{settings.out} is a run with other settings; {found}. Only steps may grow; choose another --out")
         done = checkpoint.latest(settings.out)
         if done is not None and settings.steps < checkpoint.step_of(done):

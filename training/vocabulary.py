@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from training.recipes import VQCTSettings
+from training.recipes import WordSettings
 from training.sources import DataError, Source, open_split
 from vqkit.language import Vocabulary, build_vocabulary
 
@@ -57,7 +57,7 @@ def write_vocabulary(wanted: WordSelection) -> Vocabulary:
     return made
 
 
-def find_vocabulary(settings: VQCTSettings, source: Source) -> Vocabulary:
+def find_vocabulary(settings: WordSettings, source: Source) -> Vocabulary:
     """The words of a file, or the most frequent ones of the training captions (class names stand in where there are none)."""
     if settings.words != "captions":
         return Vocabulary.load(settings.words)
