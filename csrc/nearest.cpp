@@ -263,8 +263,7 @@ void nearest_codes(const NearestProblem<T>& problem, std::int64_t heads) {
   const int threads = work < small_work ? 1 : std::max(problem.threads, 1);
   // a head for each thread needs no barriers, if it leaves none of them idle for long
   const bool apart = threads > 1 && (heads % threads == 0 || heads >= 8 * threads);
-#pragma omp parallel for schedule(dynamic) num_threads(threads) if (apart)
-  for (std::int64_t head = 0; head < heads; ++head) {
+  const auto search_head = [&](std::int64_t head) {
     NearestProblem<T> one = problem;
     one.threads = apart ? 1 : threads;
     one.latents += head * problem.rows * problem.dim;
@@ -272,6 +271,14 @@ void nearest_codes(const NearestProblem<T>& problem, std::int64_t heads) {
     one.distances += head * problem.rows * problem.ranks;
     one.indices += head * problem.rows * problem.ranks;
     search(one, tile);
+  };
+  // Two loops and no if clause: inside a region of one thread, too, a further region would start threads of its own, while those of
+  // the pool, which just served others, still wait for work and keep the processors.
+  if (apart) {
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (std::int64_t head = 0; head < heads; ++head) search_head(head);
+  } else {
+    for (std::int64_t head = 0; head < heads; ++head) search_head(head);
   }
 }
 
