@@ -20,13 +20,19 @@ def takes_part_in_beam_search(stage: nn.Module) -> bool:
 
 @torch.no_grad()
 def beam_search(
-    stages: Sequence[nn.Module], rows: Tensor, beam_size: int, weights: Sequence[float] | None, starts: Tensor | None
+    stages: Sequence[nn.Module],
+    rows: Tensor,
+    beam_size: int,
+    weights: Sequence[float] | None,
+    starts: Tensor | None,
+    of_directions: bool = False,
 ) -> Tensor:
     """The index of each stage, (N, Q), by the best of ``beam_size`` partial sums.
 
     rows: (N, D) float32 or float64, finite.
     weights: a number a stage: sums are ranked by the weighted sum of their errors so far; None: by their last error.
     starts: (N,) bool, for codebooks that start from the first batch they see: which rows count; None: nothing starts.
+    of_directions: the error of a stage is that of its residual's direction, for codes of unit length.
     Of equal sums the first comes first. Holds O(N beam_size (D + Q)) numbers: one of the candidates of a sum at a time is decoded.
     """
     number, dim = rows.shape
@@ -40,8 +46,9 @@ def beam_search(
             stage.codebook.prepare(latents, valid)
         count = min(beam_size, MAX_K, stage.codebook_sizes[0])
         candidates = _candidates(stage, residual.flatten(0, 1), count, options)
+        target = normalize(residual, dim=-1) if of_directions else residual
         errors = torch.stack(
-            [(residual - _decoded(stage, column, residual, options)).square().sum(-1) for column in candidates.unbind(-1)], -1
+            [(target - _decoded(stage, column, residual, options)).square().sum(-1) for column in candidates.unbind(-1)], -1
         )
         ranked = errors if weights is None else scores[..., None] + weights[place] * errors
         width = 1 if place == len(stages) - 1 else beam_size

@@ -3,6 +3,7 @@
 from torch import nn
 
 from vqkit.compat.replacement import NotReplaceable, attributes, checked, replaces, take_state
+from vqkit.compat.vector_quantize_pytorch.residual_vq import GroupedResidualVQ, ResidualVQ
 from vqkit.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 
 _AS_THEY_ARE = (
@@ -18,6 +19,20 @@ _AFFINE = ("sync_affine_param", "affine_param_batch_decay", "affine_param_codebo
 
 @replaces("vector_quantize_pytorch.vector_quantize_pytorch.VectorQuantize")
 def _vector_quantize(module: nn.Module) -> nn.Module:
+    ours = take_state(module, VectorQuantize(**_arguments(module)))
+    _keep_parameters(module, ours)
+    if _goes_untried(module):
+        return ours
+    if module.accept_image_fmap or module.accept_3d_fmap:
+        shape = (2, module.dim, *((1,) * module.accept_3d_fmap), 2, 3)
+    else:
+        shape = (2, 6, module.dim) if module.channel_last else (2, module.dim, 6)
+    # Which latents take the place of dead codes depends on the draws.
+    return checked(module, ours, *shape, codes=("_codebook.embed",), learns=not module._codebook.threshold_ema_dead_code)
+
+
+def _arguments(module: nn.Module) -> dict:
+    """What a VectorQuantize there was made with."""
     (inner, optimizer) = attributes(module, "_codebook", "in_place_codebook_optimizer")
     bridge, sample, affine = attributes(inner, "vq_bridge", "gumbel_sample", "affine_param")
     if optimizer is not None or bridge is not None:
@@ -25,33 +40,71 @@ def _vector_quantize(module: nn.Module) -> nn.Module:
     sampling = getattr(sample, "keywords", {})
     names = _OF_THE_CODEBOOK + (_AFFINE if affine else ())
     options = dict(zip(_AS_THEY_ARE, attributes(module, *_AS_THEY_ARE))) | dict(zip(names, attributes(inner, *names)))
-    ours = VectorQuantize(
-        **options,
-        codebook_dim=inner.embed.shape[-1],
-        kmeans_init=not bool(inner.initted),
-        layernorm_after_project_in=module.has_projections and not isinstance(module.project_in, nn.Linear),
-        stochastic_sample_codes=sampling.get("stochastic", False),
-        straight_through=sampling.get("straight_through", False),
-    )
-    ours = take_state(module, ours)
-    _keep_parameters(module, ours)
+    return options | {
+        "codebook_dim": inner.embed.shape[-1],
+        "kmeans_init": not bool(inner.initted),
+        "layernorm_after_project_in": module.has_projections and not isinstance(module.project_in, nn.Linear),
+        "stochastic_sample_codes": sampling.get("stochastic", False),
+        "straight_through": sampling.get("straight_through", False),
+    }
+
+
+def _goes_untried(module: nn.Module) -> bool:
     # Not tried where codes of a trial would not be such as it has (unit vectors, moments, a start to come), where draws differ, and where
     # the original errs: it writes the codes before the backward pass of losses over all distances, whose gradients are then off.
-    particular = affine or module.use_cosine_sim or sampling.get("stochastic") or ours.directional_reparam or not bool(inner.initted)
-    if particular or module.has_codebook_diversity_loss or module.commitment_use_cross_entropy_loss:
-        return ours
-    if module.accept_image_fmap or module.accept_3d_fmap:
-        shape = (2, module.dim, *((1,) * module.accept_3d_fmap), 2, 3)
-    else:
-        shape = (2, 6, module.dim) if module.channel_last else (2, module.dim, 6)
-    # Which latents take the place of dead codes depends on the draws.
-    return checked(module, ours, *shape, codes=("_codebook.embed",), learns=not inner.threshold_ema_dead_code)
+    inner = module._codebook
+    sampling = getattr(inner.gumbel_sample, "keywords", {})
+    particular = inner.affine_param or module.use_cosine_sim or sampling.get("stochastic") or not bool(inner.initted)
+    return particular or module.directional_reparam or module.has_codebook_diversity_loss or module.commitment_use_cross_entropy_loss
 
 
 def _keep_parameters(module: nn.Module, ours: nn.Module) -> None:
-    """The parameters themselves in the place of copies, by their names; ours has the same ones."""
+    """The parameters themselves in the place of copies, by their names in the state dict; ours has the same ones."""
     theirs = dict(module.named_parameters())
-    for name, _ in list(ours.named_parameters()):
-        if name in theirs:
-            parent, _, last = name.rpartition(".")
+    names = {value: name for name, value in ours.named_parameters()}
+    for name, value in ours.state_dict(keep_vars=True).items():
+        if name in theirs and value in names:
+            parent, _, last = names[value].rpartition(".")
             setattr(ours.get_submodule(parent), last, theirs[name])
+
+
+_RESIDUAL = (
+    "num_quantizers", "shared_codebook", "diveq", "quantize_dropout", "quantize_dropout_cutoff_index", "quantize_dropout_multiple_of",
+    "accept_image_fmap", "implicit_neural_codebook", "beam_size", "eval_beam_size", "quant_grad_frac", "return_zeros_for_masked_padding",
+)  # fmt: skip
+
+
+@replaces("vector_quantize_pytorch.residual_vq.ResidualVQ")
+def _residual_vq(module: nn.Module) -> nn.Module:
+    ours = take_state(module, ResidualVQ(**_residual_arguments(module)))
+    _keep_parameters(module, ours)
+    first = module.layers[0]
+    # Nor where beams teach the original less, and where it takes images of one shape only.
+    if any(_goes_untried(layer) for layer in module.layers) or module.beam_size or module.diveq or ours._channel_axis(3) == 1:
+        return ours
+    codes = tuple(f"layers.{place}._codebook.embed" for place in range(1 if module.shared_codebook else module.num_quantizers))
+    return checked(module, ours, 2, 6, ours.dim, codes=codes, learns=not first._codebook.threshold_ema_dead_code)
+
+
+@replaces("vector_quantize_pytorch.residual_vq.GroupedResidualVQ")
+def _grouped_residual_vq(module: nn.Module) -> nn.Module:
+    dim, groups, rvqs = attributes(module, "dim", "groups", "rvqs")
+    ours = GroupedResidualVQ(**(_residual_arguments(rvqs[0]) | {"dim": dim, "groups": groups}))
+    ours.rvqs = nn.ModuleList(_residual_vq(rvq) for rvq in rvqs)
+    return ours.train(module.training)
+
+
+def _residual_arguments(module: nn.Module) -> dict:
+    """What a ResidualVQ there was made with."""
+    layers, projection, mlps, weights = attributes(module, "layers", "project_in", "mlps", "beam_score_weights")
+    stages = [_arguments(layer) for layer in layers]
+    own = dict(zip(_RESIDUAL, attributes(module, *_RESIDUAL)))
+    own["dim"] = projection.in_features if isinstance(projection, nn.Linear) else stages[0]["dim"]
+    own["codebook_size"] = tuple(stage["codebook_size"] for stage in stages)
+    own["kmeans_init"] = any(stage["kmeans_init"] for stage in stages)
+    own["beam_score_quantizer_weights"] = weights.tolist()
+    if module.implicit_neural_codebook and len(mlps):
+        own["mlp_kwargs"] = {"depth": len(mlps[0].layers)}
+        if len(mlps[0].layers):
+            own["mlp_kwargs"]["dim_hidden"] = mlps[0].layers[0][0].out_features
+    return {name: value for name, value in stages[0].items() if name != "separate_codebook_per_head"} | own

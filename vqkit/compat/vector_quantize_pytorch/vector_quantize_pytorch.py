@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from vqkit.codebooks import accumulate
 from vqkit.codebooks.ranks import sum_over_ranks, world
 from vqkit.compat.embedding import code_vectors
+from vqkit.compat.vector_quantize_pytorch.arguments import check, expect
 from vqkit.compat.vector_quantize_pytorch.codebook import Codebook, Learning
 from vqkit.compat.vector_quantize_pytorch.losses import CrossEntropy, PositionDiversity
 from vqkit.ops import code_counts, nearest_codes, straight_through
@@ -132,27 +133,27 @@ class VectorQuantize(nn.Module):
         ema_update = not by_gradient if ema_update is None else ema_update
         learnable_codebook = by_gradient if learnable_codebook is None else learnable_codebook
         rotation_trick = (not directional_reparam and dim > 1) if rotation_trick is None else rotation_trick
-        _expect(sync_kmeans, "sync_kmeans=False: the ranks always start from the same codes")
-        _expect(sync_codebook is not False, "sync_codebook=False: the ranks always have the same codes")
-        _expect(
+        expect(sync_kmeans, "sync_kmeans=False: the ranks always start from the same codes")
+        expect(sync_codebook is not False, "sync_codebook=False: the ranks always have the same codes")
+        expect(
             not straight_through or route_gradients_to_input,
             "straight_through with route_gradients_to_input=False: use vqkit.quantizers.GumbelQuantizer",
         )
-        _check(
+        check(
             straight_through + rotation_trick + directional_reparam <= 1,
             "rotation_trick: expected at most one of straight_through, rotation_trick, directional_reparam",
         )
-        _check(
+        check(
             not directional_reparam or threshold_ema_dead_code,
             f"threshold_ema_dead_code: expected more than 0 with directional_reparam, got {threshold_ema_dead_code}",
         )
-        _check(not (use_cosine_sim and learnable_codebook), "learnable_codebook: expected False with use_cosine_sim")
-        _check(not (ema_update and learnable_codebook), "ema_update: expected False with learnable_codebook")
-        _check(not (straight_through and learnable_codebook), "straight_through: expected False with learnable_codebook")
-        _check(vq_bridge is None or learnable_codebook, "learnable_codebook: expected True with vq_bridge")
-        _check(0 <= sync_update_v <= 1, f"sync_update_v: expected 0 <= sync_update_v <= 1, got {sync_update_v}")
-        _check(not sync_update_v or learnable_codebook, "sync_update_v: expected 0 without learnable_codebook")
-        _check(not (affine_param and use_cosine_sim), "affine_param: expected False with use_cosine_sim")
+        check(not (use_cosine_sim and learnable_codebook), "learnable_codebook: expected False with use_cosine_sim")
+        check(not (ema_update and learnable_codebook), "ema_update: expected False with learnable_codebook")
+        check(not (straight_through and learnable_codebook), "straight_through: expected False with learnable_codebook")
+        check(vq_bridge is None or learnable_codebook, "learnable_codebook: expected True with vq_bridge")
+        check(0 <= sync_update_v <= 1, f"sync_update_v: expected 0 <= sync_update_v <= 1, got {sync_update_v}")
+        check(not sync_update_v or learnable_codebook, "sync_update_v: expected 0 without learnable_codebook")
+        check(not (affine_param and use_cosine_sim), "affine_param: expected False with use_cosine_sim")
         self.dim = dim
         self.codebook_size = codebook_size
         self.heads = heads
@@ -297,7 +298,7 @@ class VectorQuantize(nn.Module):
         ema_update: bool | None = None,
     ):
         if lens is not None:
-            _check(mask is None, "lens: expected None beside mask")
+            check(mask is None, "lens: expected None beside mask")
             length = x.shape[1 if self._channel_axis(x.ndim) == -1 else -1]
             mask = torch.arange(length, device=x.device) < lens[:, None]
         step = Step(
@@ -354,16 +355,16 @@ class VectorQuantize(nn.Module):
         return self._laid_out(output, x.ndim), indices, loss, breakdown
 
     def _check_step(self, step: Step) -> None:
-        _expect(step.topk is None or step.topk <= MAX_K, f"topk: expected at most {MAX_K}, got {step.topk}")
-        _expect(step.topk is None or step.transform is None, "topk: expected None with codebook_transform_fn")
-        _check(step.topk is None or (self.heads == 1 and step.topk > 0), f"topk: expected 1 or more with heads=1, got {step.topk}")
+        expect(step.topk is None or step.topk <= MAX_K, f"topk: expected at most {MAX_K}, got {step.topk}")
+        expect(step.topk is None or step.transform is None, "topk: expected None with codebook_transform_fn")
+        check(step.topk is None or (self.heads == 1 and step.topk > 0), f"topk: expected 1 or more with heads=1, got {step.topk}")
         training = self.training and step.topk is not None
-        _check(
+        check(
             not training or not (self.commitment_use_cross_entropy_loss or self.in_place_codebook_optimizer),
             "topk: expected None in training with commitment_use_cross_entropy_loss or in_place_codebook_optimizer",
         )
         plain = not (self.has_codebook_diversity_loss or self.commitment_use_cross_entropy_loss or step.targets is not None)
-        _expect(
+        expect(
             step.transform is None or (self.heads == 1 and plain and self.in_place_codebook_optimizer is None),
             "codebook_transform_fn: expected None with several heads, cross-entropy, diversity or in_place_codebook_optimizer",
         )
@@ -501,7 +502,7 @@ class VectorQuantize(nn.Module):
         return loss
 
     def _loss(self, parts: list[Found], step: Step) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and its terms by name, means over the heads; in eval mode 0 but for several codes a latent."""
+        """The loss and its terms by name, means over the heads; in eval mode 0 but for several or given codes."""
         def mean(name):
             found = [part.terms[name] for part in parts if name in part.terms]
             return sum(found) / len(found) if found else zero
@@ -511,7 +512,7 @@ class VectorQuantize(nn.Module):
         names = ("commitment", "codebook_diversity", "orthogonal_reg")
         breakdown = dict.fromkeys(names, zero) | {"cross_entropy": mean("cross_entropy")}
         if not self.training:
-            if step.topk is None:
+            if step.topk is None and step.chosen is None:
                 return zero, breakdown
             breakdown["commitment"] = commitment
             return commitment * self.commitment_weight if self.has_commitment_loss else commitment, breakdown
@@ -627,13 +628,3 @@ def opaque_transform(function: Callable[[Tensor], Tensor], cosine: bool) -> Tran
         return indices, moved[torch.arange(len(latents), device=latents.device), indices]
 
     return transform
-
-
-def _check(fits: object, message: str) -> None:
-    if not fits:
-        raise ValueError(message)
-
-
-def _expect(supported: object, message: str) -> None:
-    if not supported:
-        raise NotImplementedError(message)
