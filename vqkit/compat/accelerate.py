@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import nn
@@ -177,7 +178,8 @@ def _original(ours: nn.Module) -> nn.Module:
     """The module that ours replaced, with the state, mode, hooks and settings of ours."""
     original = vars(ours)["_vqkit_original"]
     state = ours.state_dict(keep_vars=True)
-    original.to(next(iter(state.values())).device)
+    # The state may be empty where nothing is learned.
+    original.to(next(chain(ours.parameters(), ours.buffers())).device)
     # Running means are kept in float32 here; in the original they follow ``.to(dtype)``.
     dtype = next((part._dtype_marker.dtype for part in ours.modules() if isinstance(part, Quantizer)), None)
     for key, target in original.state_dict(keep_vars=True).items():

@@ -1,9 +1,17 @@
 """How ``accelerate`` makes our classes from those of an installed vector-quantize-pytorch."""
 
+import copy
+from collections.abc import Callable
+
+import torch
 from torch import nn
 
 from vqkit.compat.replacement import NotReplaceable, attributes, checked, replaces, take_state
+from vqkit.compat.vector_quantize_pytorch.finite_scalar_quantization import FSQ
+from vqkit.compat.vector_quantize_pytorch.lookup_free_quantization import LFQ
+from vqkit.compat.vector_quantize_pytorch.random_projection_quantizer import RandomProjectionQuantizer
 from vqkit.compat.vector_quantize_pytorch.residual_vq import GroupedResidualVQ, ResidualVQ
+from vqkit.compat.vector_quantize_pytorch.sim_vq import SimVQ
 from vqkit.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 
 _AS_THEY_ARE = (
@@ -108,3 +116,92 @@ def _residual_arguments(module: nn.Module) -> dict:
         if len(mlps[0].layers):
             own["mlp_kwargs"]["dim_hidden"] = mlps[0].layers[0][0].out_features
     return {name: value for name, value in stages[0].items() if name != "separate_codebook_per_head"} | own
+
+
+_SIM = ("codebook_size", "channel_first", "rotation_trick", "input_to_quantize_commit_loss_weight", "commitment_weight")
+
+
+@replaces("vector_quantize_pytorch.sim_vq.SimVQ")
+def _sim_vq(module: nn.Module) -> nn.Module:
+    frozen, transform = attributes(module, "frozen_codebook", "code_transform")
+    if frozen.is_meta:
+        raise NotReplaceable("it is on the meta device: load its weights first")
+    # A copy, in eval mode, so that its running values stay.
+    with torch.no_grad():
+        dim = copy.deepcopy(transform).eval()(frozen).shape[-1]
+    options = dict(zip(_SIM, attributes(module, *_SIM)))
+    ours = SimVQ(dim, **options, codebook_transform=copy.deepcopy(transform), frozen_codebook_dim=frozen.shape[-1])
+    ours = take_state(module, ours)
+    ours.code_transform = transform
+    return checked(module, ours, *((2, dim, 6) if module.channel_first else (2, 6, dim)), codes=("frozen_codebook",))
+
+
+_SCALAR = ("dim", "num_codebooks", "keep_num_codebooks_dim", "channel_first", "force_quantization_f32", "orthogonal_rotation")
+_FINITE = ("scale", "allowed_dtypes", "return_indices", "preserve_symmetry", "noise_dropout", "bound_hard_clamp")
+_LOOKUP_FREE = (
+    "codebook_size", "entropy_loss_weight", "commitment_loss_weight", "diversity_gamma", "codebook_scale", "frac_per_sample_entropy",
+    "has_projections", "soft_clamp_input_value", "experimental_softplus_entropy_loss", "entropy_loss_offset", "spherical",
+)  # fmt: skip
+
+
+@replaces("vector_quantize_pytorch.finite_scalar_quantization.FSQ")
+def _fsq(module: nn.Module) -> nn.Module:
+    (levels,) = attributes(module, "_levels")
+    if levels.is_meta:
+        raise NotReplaceable("it is on the meta device: load its weights first")
+    ours = _scalar(FSQ, module, _FINITE, levels=levels.tolist())
+    # The original draws where to put noise with another probability.
+    return ours if module.noise_dropout else checked(module, ours, *_shape(module), codes=())
+
+
+@replaces("vector_quantize_pytorch.lookup_free_quantization.LFQ")
+def _lfq(module: nn.Module) -> nn.Module:
+    activation, projection = attributes(module, "activation", "project_in")
+    cosine = module.has_projections and not isinstance(projection, nn.Linear)
+    ours = _scalar(
+        LFQ,
+        module,
+        _LOOKUP_FREE,
+        straight_through_activation=copy.deepcopy(activation),
+        cosine_sim_project_in=cosine,
+        cosine_sim_project_in_scale=projection.scale if cosine else None,
+    )
+    # The rows of a share are drawn otherwise.
+    return ours if module.frac_per_sample_entropy < 1 else checked(module, ours, *_shape(module), codes=())
+
+
+def _scalar(cls: Callable, module: nn.Module, names: tuple[str, ...], **options) -> nn.Module:
+    """Ours, with the parameters of the module; what it was made with is in its attributes of these names."""
+    names = _SCALAR + names
+    project_out = module.project_out
+    options["projection_has_bias"] = not isinstance(project_out, nn.Linear) or project_out.bias is not None
+    try:
+        ours = cls(**dict(zip(names, attributes(module, *names))), **options)
+    except (NotImplementedError, ValueError) as error:
+        raise NotReplaceable(str(error)) from error
+    if module.has_projections:
+        ours = take_state(module, ours)
+    else:
+        # The state may have no floating point tensor then, and no dtype.
+        ours.to(next(module.buffers()).device).load_state_dict(module.state_dict())
+        ours.train(module.training)
+    _keep_parameters(module, ours)
+    return ours
+
+
+def _shape(module: nn.Module) -> tuple[int, int, int]:
+    return (2, module.dim, 6) if module.channel_first else (2, 6, module.dim)
+
+
+@replaces("vector_quantize_pytorch.random_projection_quantizer.RandomProjectionQuantizer")
+def _random_projection_quantizer(module: nn.Module) -> nn.Module:
+    projections, norm, vq = attributes(module, "rand_projs", "norm", "vq")
+    if projections.is_meta:
+        raise NotReplaceable("it is on the meta device: load its weights first")
+    number, dim, codebook_dim = projections.shape
+    ours = RandomProjectionQuantizer(
+        dim=dim, codebook_size=vq.codebook_size, codebook_dim=codebook_dim, num_codebooks=number, norm=isinstance(norm, nn.LayerNorm)
+    )
+    ours.to(projections.device).rand_projs.copy_(projections)
+    ours.vq = _vector_quantize(vq)
+    return checked(module, ours.train(module.training), 2, 6, dim, codes=())
