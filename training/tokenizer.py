@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import json
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,17 +11,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 import vqkit.models
 from training import checkpoint
 from training.data import PictureDataset, TrainingOrder, default_workers, load, to_float
-from training.distributed import Ranks, choose_precision, started
+from training.distributed import Ranks, choose_precision
 from training.guidance import Guide
-from training.log import Meter, RecentUsage, RunLog, bar_text, progress_bar
-from training.recipes import RECIPES, TokenizerSettings, WordSettings, changed_setting, to_json, with_defaults
+from training.log import Meter, RecentUsage, RunLog
+from training.loop import NoLog, parallel, say, synchronised, train_run
+from training.recipes import RECIPES, TokenizerSettings, WordSettings, to_json, with_defaults
 from training.sources import Source, open_split
-from training.stopping import Stop
 from training.vocabulary import find_vocabulary
 from vqkit.language import Vocabulary
 from vqkit.models import Tokenizer
@@ -35,61 +31,12 @@ BETAS = (0.5, 0.9)
 
 
 def train(recipe: str, settings: TokenizerSettings) -> Path:
-    """Train a tokenizer, or go on with a stopped run, until `settings.steps`; returns the run's folder.
+    """Train a tokenizer, or go on with a stopped run, until `settings.steps`; returns the run's folder. Raises as `train_run` does."""
 
-    Raises ValueError for settings that do not fit the data, the model or the run that is to be resumed. SIGINT and SIGTERM save a
-    checkpoint and raise SystemExit.
-    """
-    with started(settings.device) as ranks, Stop() as stop, _reproducible(ranks.device):
-        # In a function of its own: the run, and with it what holds the process group, is gone when the group is closed.
-        asked = _run(recipe, settings, ranks, stop)
-    if asked:
-        raise SystemExit(128 + asked)
-    return settings.out
+    def create(ranks: Ranks) -> Run:
+        return Run(recipe, settings, open_split(settings.data, "train", seed=settings.seed), ranks)
 
-
-def _run(recipe: str, settings: TokenizerSettings, ranks: Ranks, stop: Stop) -> int:
-    """Train to the end or to a signal; the signal that left the run unfinished, or 0."""
-    source = open_split(settings.data, "train", seed=settings.seed)
-    _check_folder(recipe, settings, ranks)
-    run = Run(recipe, settings, source, ranks)
-    try:
-        # Noted only now: settings that a model refuses must not bind the folder to them.
-        if ranks.first:
-            checkpoint.write_json(settings.out / "config.json", to_json(recipe, settings))
-        run.restore()
-        if run.step < settings.steps:
-            return _loop(run, stop)
-        _say(ranks, f"{settings.out}: {run.step} steps are done already; a larger --steps goes on")
-        return 0
-    finally:
-        run.log.close()
-
-
-def _loop(run: Run, stop: Stop) -> int:
-    settings, ranks = run.settings, run.ranks
-    batches = run.batches()
-    saved_at = run.step
-    with progress_bar(f"{run.recipe}", settings.steps, run.step, ranks.first) as bar:
-        while run.step < settings.steps:
-            run.advance(batches)
-            bar.update()
-            if run.step % settings.log_every == 0 or run.step == settings.steps:
-                entry = run.report()
-                bar.set_postfix(bar_text(entry))
-            asked = stop.agreed(ranks)
-            if asked or run.step % settings.save_every == 0 or run.step == settings.steps:
-                run.save()
-                saved_at = run.step
-            if asked:
-                break
-    for name in run.dataset.broken():
-        _say(ranks, f"skipped, not readable: {name}")
-    if asked and run.step < settings.steps:
-        _say(ranks, f"{signal.Signals(asked).name}: saved at step {saved_at} of {settings.steps}; the same command goes on from there")
-        return asked
-    _say(ranks, f"{settings.out}: {run.step} steps done, model in {settings.out / 'model'}")
-    return 0
+    return train_run(recipe, settings, to_json(recipe, settings), lambda before: with_defaults(before, recipe, settings), create)
 
 
 class Batch(NamedTuple):
@@ -125,13 +72,13 @@ class Run:
         trained = [*self.model.parameters(), *(self.guide.module.parameters() if self.guide else [])]
         self.optimizer = torch.optim.Adam(trained, settings.lr, betas=BETAS)
         self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), settings.lr, betas=BETAS)
-        self.parallel, self.parallel_discriminator = (_parallel(module, ranks) for module in (self.model, self.discriminator))
-        self.parallel_guidance = _parallel(self.guide.module, ranks) if self.guide else None
+        self.parallel, self.parallel_discriminator = (parallel(module, ranks) for module in (self.model, self.discriminator))
+        self.parallel_guidance = parallel(self.guide.module, ranks) if self.guide else None
         precision = choose_precision(settings.precision, device)
         self.autocast = lambda: torch.autocast(device.type, precision, enabled=precision != torch.float32)
         self.usage = RecentUsage(self.model.codebook_sizes, device)
         self.meter = Meter()
-        self.log: RunLog | contextlib.nullcontext = _NoLog()
+        self.log: RunLog | NoLog = NoLog()
         self._say_what_is_trained(precision)
 
     def restore(self) -> None:
@@ -139,7 +86,7 @@ class Run:
         found = checkpoint.latest(self.settings.out)
         if found is not None:
             self.step = checkpoint.restore(found, *self._state(), self.ranks)
-            _say(self.ranks, f"{self.settings.out}: goes on from step {self.step}")
+            say(self.ranks, f"{self.settings.out}: goes on from step {self.step}")
         self.ranks.barrier()
         if self.ranks.first:
             self.log = RunLog(self.settings.out / "log.jsonl", self.step)
@@ -179,7 +126,7 @@ class Run:
     def _tokenizer_pass(self, batch: Batch, adversarial: bool, last: bool) -> tuple[dict[str, Tensor], Tensor]:
         images = batch.images
         text = self.guide.read(batch.number, batch.keys, batch.indices) if self.guide else None
-        with _synchronised(self.parallel, last), _synchronised(self.parallel_guidance, last):
+        with synchronised(self.parallel, last), synchronised(self.parallel_guidance, last):
             with self.autocast():
                 output = self.parallel(images)
             loss, terms = self.reconstruction(output.reconstruction, images)
@@ -211,7 +158,7 @@ class Run:
 
     def _discriminator_pass(self, images: Tensor, reconstruction: Tensor, last: bool) -> Tensor:
         weight = self.settings.r1_weight
-        with _synchronised(self.parallel_discriminator, last):
+        with synchronised(self.parallel_discriminator, last):
             with self.autocast():
                 images = images.requires_grad_() if weight else images
                 real, fake = self.parallel_discriminator(images), self.parallel_discriminator(reconstruction)
@@ -253,6 +200,10 @@ class Run:
             if self.guide:
                 self.guide.save(self.settings.out / "model")
 
+    def broken(self) -> list[str]:
+        """Names of the pictures that could not be read."""
+        return self.dataset.broken()
+
     def _state(self) -> tuple[dict[str, nn.Module], dict[str, torch.optim.Optimizer], dict[str, Tensor]]:
         modules = {"model": self.model, "average": self.average, "discriminator": self.discriminator}
         if self.guide:
@@ -281,11 +232,11 @@ class Run:
             f"decoded every time: {dataset.bytes_needed / 2**30:.1f} GiB is over --memory-budget"
         codes = " + ".join(f"{size:,}" for size in self.model.codebook_sizes) or "no"
         where = f"{self.ranks.device}, {str(precision).removeprefix('torch.')}"
-        _say(self.ranks, f"{self.recipe}: {millions:.1f} M parameters, {codes} codes, f{self.model.downsampling}, {where}")
-        _say(self.ranks, f"loss: {self._named_loss()}")
+        say(self.ranks, f"{self.recipe}: {millions:.1f} M parameters, {codes} codes, f{self.model.downsampling}, {where}")
+        say(self.ranks, f"loss: {self._named_loss()}")
         if self.guide and self.settings.flip:
-            _say(self.ranks, "half of the pictures are mirrored, of which captions with left and right say the wrong side; see --flip False")
-        _say(self.ranks, f"{len(dataset):,} pictures of {dataset.source.name} at {dataset.resolution}x{dataset.resolution}, {memory}")
+            say(self.ranks, "half of the pictures are mirrored, of which captions with left and right say the wrong side; see --flip False")
+        say(self.ranks, f"{len(dataset):,} pictures of {dataset.source.name} at {dataset.resolution}x{dataset.resolution}, {memory}")
 
     def _named_loss(self) -> str:
         settings = self.settings
@@ -301,16 +252,6 @@ class Run:
         if self.guide:
             terms.append(self.guide.describe())
         return " + ".join([*terms, *(["quantizer"] if self.model.quantizer is not None else [])])
-
-
-class _NoLog:
-    """The log of ranks other than the first."""
-
-    def write(self, entry: dict) -> None:
-        """Nothing: the first rank writes."""
-
-    def close(self) -> None:
-        """Nothing to close."""
 
 
 def create_model(recipe: str, settings: TokenizerSettings, source: Source, ranks: Ranks) -> Tokenizer:
@@ -334,54 +275,3 @@ def create_discriminator(settings: TokenizerSettings) -> PatchDiscriminator | St
     if settings.discriminator == "patch":
         return PatchDiscriminator(settings.disc_channels, settings.disc_layers, normalization=settings.disc_normalization)
     return StyleDiscriminator(settings.resolution, settings.disc_channels)
-
-
-def _check_folder(recipe: str, settings: TokenizerSettings, ranks: Ranks) -> None:
-    """Raise ValueError where the folder holds a run with other settings, or one that went further already."""
-    path = settings.out / "config.json"
-    if path.exists():
-        before = with_defaults(json.loads(path.read_text()), recipe, settings)
-        if found := changed_setting(before, to_json(recipe, settings)):
-            raise ValueError(f"{settings.out} is a run with other settings; {found}. Only steps may grow; choose another --out")
-        done = checkpoint.latest(settings.out)
-        if done is not None and settings.steps < checkpoint.step_of(done):
-            raise ValueError(f"steps: {settings.out} has {checkpoint.step_of(done)} steps already, now {settings.steps}")
-    # No rank may write the file before the others have looked at it.
-    ranks.barrier()
-
-
-@contextlib.contextmanager
-def _reproducible(device: torch.device) -> Iterator[None]:
-    """On the CPU only algorithms that give the same bits every time; on CUDA the fastest."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-        # It would fill every new tensor before it is written, which costs time; nothing here reads such memory.
-        torch.utils.deterministic.fill_uninitialized_memory = False
-    else:
-        torch.backends.cudnn.benchmark = True
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
-
-
-def _parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
-    if ranks.world == 1:
-        return module
-    if ranks.device.type == "cuda":
-        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    # Codebooks keep their own buffers equal on all ranks.
-    return DistributedDataParallel(module, broadcast_buffers=False)
-
-
-def _synchronised(module: nn.Module | None, last: bool) -> contextlib.AbstractContextManager:
-    """Gradients are averaged over the ranks in a step's last pass only."""
-    return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else contextlib.nullcontext()
-
-
-def _say(ranks: Ranks, text: str) -> None:
-    if ranks.first:
-        print(text, flush=True)
