@@ -1,4 +1,4 @@
-"""``python -m training``: recipes, vocabulary, tokenizer, evaluate, report, study, demo."""
+"""``python -m training``: recipes, tasks, vocabulary, tokenizer, prior, evaluate, report, study, demo."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import sys
 
 COMMANDS = {
     "recipes": "what can be trained, a line each",
+    "tasks": "what a prior can be trained for, a line each",
     "vocabulary": "words for a VQCT of any captions and language model: vocabulary CAPTIONS [CAPTIONS ...] --out words.safetensors",
     "tokenizer": "train a tokenizer: tokenizer RECIPE --data DIR|scenes --out RUN [--steps N ...]; again to resume",
+    "prior": "train a transformer for a task: prior TASK --tokenizer RUN --data DIR|scenes --out RUN [--recipe NAME ...]; again to resume",
     "evaluate": "measure a run: evaluate RUN --data DIR|scenes --split test; or mean-color in the place of RUN, the floor",
     "report": "one HTML page with pictures, curves and numbers: report RUN [RUN ...] --out report.html",
     "study": "a list of recipes on one budget, in one table and page: study NAME --data DIR|scenes --out STUDY; study list",
@@ -67,11 +69,57 @@ def _run_tokenizer(arguments: list[str]) -> None:
     train(name, settings)
 
 
+def _run_tasks(arguments: list[str]) -> None:
+    from training.prior_recipes import PRIOR_RECIPES
+    from training.tasks import find_task, task_names
+
+    if arguments:
+        _refuse(f"tasks: expected no arguments, got {arguments}")
+    for title, lines in (("tasks", {name: find_task(name).summary for name in task_names()}),
+                         ("recipes", {name: recipe.summary for name, recipe in PRIOR_RECIPES.items()})):
+        width = max(map(len, lines))
+        print(f"{title}:", *(f"  {name:<{width}}  {summary}" for name, summary in lines.items()), sep="\n")
+    print("\npython -m training prior TASK --recipe NAME --help lists every setting with the recipe's value")
+
+
+def _run_prior(arguments: list[str]) -> None:
+    import tyro
+
+    from training.prior import train_prior
+    from training.prior_recipes import PRIOR_RECIPES, find_prior_recipe
+    from training.tasks import find_task, task_names
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: python -m training prior TASK --tokenizer RUN --data DIR|scenes --out RUN [--recipe NAME] [settings]\n\n"
+              f"tasks: {', '.join(task_names())}\nrecipes: {', '.join(PRIOR_RECIPES)}\n"
+              "python -m training prior TASK --recipe NAME --help lists every setting with the recipe's value")
+        raise SystemExit(0 if arguments else 2)
+    task, rest = arguments[0], arguments[1:]
+    find_task(task)
+    name = "small"
+    if "--recipe" in rest:
+        at = rest.index("--recipe")
+        if at + 1 == len(rest):
+            _refuse(f"recipe: expected one of {', '.join(PRIOR_RECIPES)}, got nothing")
+        name, rest = rest[at + 1], rest[:at] + rest[at + 2 :]
+    recipe = find_prior_recipe(name)
+    settings = tyro.cli(type(recipe.settings), default=recipe.settings, args=rest, prog=f"python -m training prior {task} --recipe {name}",
+                        description=recipe.summary, config=(tyro.conf.FlagConversionOff,))
+    train_prior(task, name, settings)
+
+
 def _run_evaluate(arguments: list[str]) -> None:
+    from pathlib import Path
+
     import tyro
 
     from training.evaluate import Evaluation, evaluate
+    from training.evaluate_prior import PriorEvaluation, evaluate_prior
+    from training.prior_runs import FinishedPrior
 
+    if any(FinishedPrior.is_one(Path(word)) for word in arguments if not word.startswith("-")):
+        evaluate_prior(tyro.cli(PriorEvaluation, args=arguments, prog="python -m training evaluate"))
+        return
     evaluate(tyro.cli(Evaluation, args=arguments, prog="python -m training evaluate"))
 
 
@@ -102,7 +150,8 @@ def _run_study(arguments: list[str]) -> None:
     make_study(tyro.cli(Study, args=arguments, prog="python -m training study"))
 
 
-_RUNNERS = {"recipes": _run_recipes, "vocabulary": _run_vocabulary, "tokenizer": _run_tokenizer, "evaluate": _run_evaluate,
+_RUNNERS = {"recipes": _run_recipes, "tasks": _run_tasks, "vocabulary": _run_vocabulary, "tokenizer": _run_tokenizer,
+            "prior": _run_prior, "evaluate": _run_evaluate,
             "report": _run_report, "study": _run_study, "demo": _run_demo}
 
 

@@ -102,7 +102,10 @@ def bar_text(entry: dict) -> dict[str, str]:
     """What the bar shows of a log line: losses, speed, usage."""
     named = ("l1", "l2", "commitment", "generator", "global_alignment", "masked_words", "relation")
     shown = {name: f"{entry[name]:.4f}" for name in named if name in entry}
-    shown["images/s"] = f"{entry['images_per_second']:.0f}"
+    shown |= {name: f"{value:.3f}" for name, value in entry.items() if name.endswith("_nats")}
+    for name, unit in (("images_per_second", "images/s"), ("tokens_per_second", "tokens/s")):
+        if name in entry:
+            shown[unit] = f"{entry[name]:,.0f}"
     if "codebook_usage" in entry:
         shown["codes used"] = f"{entry['codebook_usage']:.0%}"
     return shown

@@ -1,10 +1,14 @@
-"""Tokenizers: an encoder, a quantizer and a decoder, by name, with their checkpoints."""
+"""Tokenizers, an encoder, a quantizer and a decoder, and priors over their codes: by name, with their checkpoints."""
 
 from vqkit.models.adq import ADQ, ADQConfig
+from vqkit.models.prior import Prior, PriorConfig
 from vqkit.models.quantization import QuantizerOptions
 from vqkit.models.raq import RAQ, RAQConfig
-from vqkit.models.registry import create, from_pretrained, names
+from vqkit.models.registry import create, create_prior, from_pretrained, names, prior_names
 from vqkit.models.sgc_vqgan import SGCVQGAN, SGCVQGANConfig
+from vqkit.models.segments import ABSENT, Segment, TokenLayout
+from vqkit.models.token_prior import TokenPrior
+from vqkit.models.token_sampling import Sampling
 from vqkit.models.tokenizer import Tokenizer, TokenizerOutput
 from vqkit.models.trunk import CHANNEL_MULTIPLIERS
 from vqkit.models.v2l import V2L, V2LConfig
@@ -14,6 +18,7 @@ from vqkit.models.vqgan import VQGAN, VQGANConfig
 from vqkit.models.vqvae import VQVAE, VQVAEConfig
 
 __all__ = [
+    "ABSENT",
     "ADQ",
     "CHANNEL_MULTIPLIERS",
     "RAQ",
@@ -23,9 +28,15 @@ __all__ = [
     "VQGAN",
     "VQVAE",
     "ADQConfig",
+    "Prior",
+    "PriorConfig",
     "QuantizerOptions",
     "RAQConfig",
     "SGCVQGANConfig",
+    "Sampling",
+    "Segment",
+    "TokenLayout",
+    "TokenPrior",
     "Tokenizer",
     "TokenizerOutput",
     "V2LConfig",
@@ -35,6 +46,8 @@ __all__ = [
     "ViTVQGAN",
     "ViTVQGANConfig",
     "create",
+    "create_prior",
     "from_pretrained",
     "names",
+    "prior_names",
 ]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
-import os
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from vqkit.metrics.usage import count_codes
-from vqkit.models import checkpoint
+from vqkit.models.pretrained import PretrainedModel
 from vqkit.models.trunk import Trunk
 from vqkit.quantizers import ProductQuantizer, Quantized, Quantizer
 
@@ -42,7 +38,7 @@ class TokenizerOutput(NamedTuple):
     logit_laplace: tuple[Tensor, Tensor] | None = None
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(PretrainedModel):
     """Pictures in [-1, 1] to a grid of code indices, and back.
 
     A subclass sets `name` and `Config`, a frozen dataclass of JSON values, and builds the modules. Attributes:
@@ -54,8 +50,6 @@ class Tokenizer(nn.Module):
     `decode(encode(x))` equals the eval-mode `forward(x).reconstruction`, clamped to [-1, 1], for x of the model's dtype.
     """
 
-    name: ClassVar[str]
-    Config: ClassVar[type]
     # subclasses with a language prior name their codes, and their parts
     words: tuple[list[str], ...] | None = None
     part_names: tuple[str, ...] | None = None
@@ -68,29 +62,11 @@ class Tokenizer(nn.Module):
         quantizer: Quantizer | ProductQuantizer | None,
         loss_weights: dict[str, float],
     ):
-        super().__init__()
-        # what was given and what is read back from JSON are then the same
-        self.config = json.loads(json.dumps(config))
+        super().__init__(config)
         self.downsampling = downsampling
         self.encoder, self.to_codes, self.from_codes, self.decoder = trunk
         self.quantizer = quantizer
         self.loss_weights = loss_weights
-
-    @classmethod
-    def create(cls, **config) -> Self:
-        """A model with fresh weights from the fields of `Config`. TypeError for a field that it does not have."""
-        return cls(cls.parse(config))
-
-    @classmethod
-    def parse(cls, config: dict[str, Any]):
-        """`Config` from a dict of its fields."""
-        known = [field.name for field in dataclasses.fields(cls.Config)]
-        for key in config:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise TypeError(f"{key}: {cls.name} has no such setting, expected one of {', '.join(known)}{hint}")
-        return cls.Config(**config)
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -149,40 +125,6 @@ class Tokenizer(nn.Module):
     def count_codes(self, indices: Tensor) -> list[Tensor]:
         """How often each code was selected: one int64 (K,) a part; see `vqkit.metrics.count_codes`."""
         return count_codes(indices, self.codebook_sizes, self.selections) if self.quantizer is not None else []
-
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write `model.safetensors`, which is all that loading needs, and `config.json`, the copy of its configuration to read.
-
-        Each replaces an earlier one in one step.
-        """
-        checkpoint.write(folder, self.name, self.config, self)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike) -> Self:
-        """As `vqkit.models.from_pretrained`, for a folder known to hold this model. Raises ValueError for another."""
-        name, config = checkpoint.read_config(folder)
-        if name != cls.name:
-            raise ValueError(f"folder: {os.fspath(folder)} holds a {name}, expected a {cls.name}")
-        return cls.load(folder, config)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike, config: dict[str, Any]) -> Self:
-        """The model of a folder whose configuration was read already."""
-        try:
-            # the weights that are drawn here are thrown away: leave the caller's random numbers alone
-            with torch.random.fork_rng(devices=[]):
-                model = cls.from_config(config)
-        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"folder: the configuration in {os.fspath(folder)} is not that of a {cls.name}: {type(error).__name__}: {error}"
-            ) from error
-        checkpoint.read_weights(folder, model)
-        return model.eval()
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Self:
-        """A model of this shape with fresh weights, from the `config` of another."""
-        return cls.create(**config)
 
     def _latents(self, images: Tensor) -> Tensor:
         if not images.is_floating_point():

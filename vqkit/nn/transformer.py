@@ -1,7 +1,30 @@
 """The transformer block that encoders, decoders and priors stack."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class KeyValueCache:
+    """Keys and values of the positions that an attention layer has seen, so that the next position is one row of work.
+
+    length: most positions; `seen` of them are held. Memory is taken when the first keys come.
+    """
+
+    def __init__(self, length: int):
+        self.length, self.seen = length, 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Note keys and values (B, heads, t, d) of the next t positions; returns those of all positions so far."""
+        if self._keys is None:
+            shape = (*keys.shape[:2], self.length, keys.shape[3])
+            self._keys, self._values = keys.new_empty(shape), values.new_empty(shape)
+        end = self.seen + keys.shape[2]
+        self._keys[:, :, self.seen : end], self._values[:, :, self.seen : end] = keys, values
+        self.seen = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
 
 
 class SelfAttention(nn.Module):
@@ -11,6 +34,7 @@ class SelfAttention(nn.Module):
 
     causal: a position sees itself and what comes before it.  dropout: of the attention weights, in training.
     mask: (B, T) bool, False hides a position from all others.
+    cache: of a causal layer in inference; the sequence goes on from the positions that it holds.
     """
 
     def __init__(self, width: int, heads: int, *, causal: bool = False, dropout: float = 0.0):
@@ -21,15 +45,20 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
         batch, length, width = x.shape
         # (B, T, 3 width) -> three of (B, heads, T, width / heads)
         query, key, value = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        before = 0 if cache is None else cache.seen
+        if cache is not None:
+            key, value = cache.append(key, value)
         visible = None if mask is None else mask[:, None, None, :]
-        if visible is not None and self.causal:
-            visible = visible & visible.new_ones(length, length).tril()
+        if self.causal and (visible is not None or (before and length > 1)):
+            past = torch.ones(length, before + length, dtype=torch.bool, device=x.device).tril(before)
+            visible = past if visible is None else visible & past
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(query, key, value, visible, dropout, is_causal=self.causal and visible is None)
+        causal = self.causal and visible is None and not before
+        y = F.scaled_dot_product_attention(query, key, value, visible, dropout, is_causal=causal)
         return self.out(y.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -52,6 +81,6 @@ class TransformerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), mask))
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), mask, cache))
         return x + self.dropout(self.mlp(self.norm2(x)))

@@ -1,0 +1,110 @@
+"""Named shapes of priors and how they are trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from vqkit.models import PriorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorSettings:
+    """How a prior is trained on the codes of a frozen tokenizer; the model's own settings are in `model`."""
+
+    tokenizer: Path = tyro.MISSING
+    """The run of a tokenizer, whose model is copied into this run."""
+    data: str = tyro.MISSING
+    """A folder or zip with the splits train, val, test; or "scenes", the built-in pictures."""
+    out: Path = tyro.MISSING
+    """The run's folder. The same command on a stopped run resumes it."""
+    steps: int = 2000
+    """Optimiser steps. A finished run goes on where a larger number is given."""
+    batch_size: int = 64
+    """Sequences in a pass, on each rank."""
+    lr: float = 5e-4
+    """Learning rate of AdamW, reached after the warm-up and then constant."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW."""
+    weight_decay: float = 0.01
+    """Of all weights of two dimensions that are no embeddings."""
+    warmup_steps: int = 100
+    """Steps over which the rate grows linearly from nothing."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; 0 clips nothing."""
+    max_pictures: int | None = None
+    """Only the first pictures of the train split."""
+    seed: int = 0
+    """Of weights, order and dropout, and of the built-in scenes."""
+    device: str = "auto"
+    """"cuda", "cpu"; auto is cuda where there is one."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network; auto is bfloat16 on CUDA and float32 elsewhere. Losses are float32."""
+    save_every: int = 200
+    """Steps between checkpoints; the last two are kept."""
+    log_every: int = 20
+    """Steps between lines of log.jsonl."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "save_every", "log_every", "max_pictures"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("steps", "weight_decay", "warmup_steps", "grad_clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.lr <= 0:
+            raise ValueError(f"lr: expected more than 0, got {self.lr}")
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.lr * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressiveSettings(PriorSettings):
+    """Training of a decoder-only transformer."""
+
+    model: PriorConfig = PriorConfig()
+    """Shape of the model."""
+
+
+@dataclass(frozen=True)
+class PriorRecipe:
+    """A prior's name, what the recipe is, and its settings."""
+
+    prior: str
+    summary: str
+    settings: PriorSettings
+
+
+_PUBLISHED = {"warmup_steps": 5000, "steps": 500_000, "save_every": 2000, "log_every": 100}
+PRIOR_RECIPES = {
+    "small": PriorRecipe("prior", "4 layers of 192: minutes on two processor cores", AutoregressiveSettings(
+        model=PriorConfig(depth=4, width=192, heads=4, condition_dropout=0.1))),
+    "gpt": PriorRecipe("prior", "16 layers, 16 heads, 1,024 wide, as LG-VQ's and VQCT's second stage; a GPU", AutoregressiveSettings(
+        model=PriorConfig(depth=16, width=1024, heads=16), lr=4.5e-6 * 8, batch_size=8, **_PUBLISHED)),
+    "vim-base": PriorRecipe("prior", "VIM base: 24 layers, 1,536 wide; GPUs and days", AutoregressiveSettings(
+        model=PriorConfig(depth=24, width=1536, heads=16), lr=4.5e-4, betas=(0.9, 0.96), batch_size=256, **_PUBLISHED)),
+    "vim-large": PriorRecipe("prior", "VIM large: 36 layers, 2,048 wide; GPUs and days", AutoregressiveSettings(
+        model=PriorConfig(depth=36, width=2048, heads=32), lr=4.5e-4, betas=(0.9, 0.96), batch_size=256, **_PUBLISHED)),
+}
+
+
+def find_prior_recipe(name: str) -> PriorRecipe:
+    """The recipe of this name. Raises ValueError naming the known ones."""
+    if name not in PRIOR_RECIPES:
+        near = difflib.get_close_matches(name, PRIOR_RECIPES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"recipe: expected one of {', '.join(PRIOR_RECIPES)}, got {name!r}{hint}")
+    return PRIOR_RECIPES[name]
+
+
+def to_json(task: str, recipe: str, settings: PriorSettings) -> dict:
+    """What RUN/config.json holds."""
+    return json.loads(json.dumps({"task": task, "recipe": recipe, **dataclasses.asdict(settings)}, default=str))

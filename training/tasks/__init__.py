@@ -1,0 +1,27 @@
+"""Downstream tasks by name. A new one is its file and one line here."""
+
+import difflib
+import importlib
+
+from training.tasks.task import Task
+
+_TASKS = {
+    "unconditional": "training.tasks.unconditional:Unconditional",
+    "text-to-image": "training.tasks.text_to_image:TextToImage",
+    "captioning": "training.tasks.captioning:Captioning",
+}
+
+
+def task_names() -> list[str]:
+    """The names that `find_task` knows, in the order of the list that users see."""
+    return list(_TASKS)
+
+
+def find_task(name: str) -> type[Task]:
+    """The task of this name. Raises ValueError naming the known ones."""
+    if name not in _TASKS:
+        near = difflib.get_close_matches(name, _TASKS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"task: expected one of {', '.join(_TASKS)}, got {name!r}{hint}")
+    module, _, attribute = _TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

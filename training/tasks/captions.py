@@ -1,0 +1,43 @@
+"""Captions of a split as examples: one of each caption, and the words that a prior knows of the training split."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from training.sources import Source
+from vqkit.language.text_vocabulary import TextVocabulary
+from vqkit.models import Segment
+
+TEXT = "text"
+
+
+def learn_captions(source: Source, longest: int = 32) -> dict:
+    """The words of the captions, and how many tokens a caption has at most: all but the longest 1 % fit, and never over `longest`.
+
+    Raises ValueError where no picture has a caption.
+    """
+    captions = [caption for index in range(len(source)) for caption in captions_of(source, index)]
+    if not captions:
+        raise ValueError(f'data: {source.name} has no captions; expected a metadata.jsonl with "captions" of its pictures')
+    vocabulary = TextVocabulary.build(captions)
+    lengths = sorted(len(vocabulary.ids(caption)) + 1 for caption in captions)
+    return {"vocabulary": vocabulary.to_json(), "length": min(lengths[int(0.99 * (len(lengths) - 1))], longest)}
+
+
+def captions_of(source: Source, index: int) -> list[str]:
+    """The captions of a picture that say something."""
+    return [caption for caption in source.record(index).get("captions") or [] if caption.strip()]
+
+
+def text_segment(vocabulary: TextVocabulary, length: int, *, predicted: bool) -> Segment:
+    """A caption as a segment."""
+    return Segment(TEXT, length, (len(vocabulary),), predicted=predicted, end=vocabulary.end)
+
+
+def caption_rows(source: Source, every: bool) -> tuple[Tensor, list[str]]:
+    """(N,) pictures and N captions: every caption with its picture, or the first of each."""
+    pairs = [(index, caption) for index in range(len(source)) for caption in captions_of(source, index)[: None if every else 1]]
+    if not pairs:
+        raise ValueError(f'data: {source.name} has no captions; expected a metadata.jsonl with "captions" of its pictures')
+    return torch.tensor([index for index, _ in pairs]), [caption for _, caption in pairs]

@@ -1,0 +1,55 @@
+"""Text to image: a caption, then the picture's codes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from training.data import to_uint8
+from training.picture_codes import PictureFormat
+from training.sources import Source
+from training.tasks.captions import TEXT, caption_rows, learn_captions, text_segment
+from training.tasks.distribution import picture_metrics
+from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, matching, nats_per_token
+from vqkit.language.text_vocabulary import TextVocabulary
+from vqkit.models import Segment
+
+
+class TextToImage(Task):
+    """Sequences [caption, picture]; trained on every caption of a picture.
+
+    Metrics: the picture's nats a token; `matching`, how often a picture is likelier with its caption than with another; the distance of
+    generated from real pictures. Published set-up: VQ-Diffusion on CelebA-HQ (LG-VQ, section 4.3), which is the recipe "vq-diffusion".
+    """
+
+    name = "text-to-image"
+    summary = "a picture of a caption; matching of captions, distance of pictures"
+    gives = "picture"
+
+    def __init__(self, pictures: PictureFormat, learned: dict):
+        super().__init__(pictures, learned)
+        self.vocabulary = TextVocabulary.from_json(learned["vocabulary"])
+
+    @classmethod
+    def learn(cls, source: Source) -> dict:
+        return learn_captions(source)
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return text_segment(self.vocabulary, self.learned["length"], predicted=False), self.pictures.segment(predicted=True)
+
+    def rows(self, source: Source) -> Rows:
+        pictures, captions = caption_rows(source, every=True)
+        return Rows(pictures, {TEXT: self._encode(captions)}, [{"caption": caption} for caption in captions])
+
+    def measure(self, judged: Judged) -> dict[str, float]:
+        found = nats_per_token(judged) | {"matching": matching(judged, IMAGE)}
+        return found | picture_metrics(judged, self.pictures, (TEXT,))
+
+    def panels(self, judged: Judged, prompts: list[str], count: int) -> list[Panel]:
+        texts = prompts or [about["caption"] for about in judged.examples.first(count).rows.about]
+        tokens = judged.prior.generate({TEXT: self._encode(texts).to(judged.device)}, judged.sampling, generator=judged.generator())
+        pictures = to_uint8(judged.tokenizer.decode(self.pictures.to_map(tokens[IMAGE])))
+        return [Panel([picture], text) for picture, text in zip(pictures, texts, strict=True)]
+
+    def _encode(self, captions: list[str]) -> Tensor:
+        return self.vocabulary.encode(captions, self.learned["length"])

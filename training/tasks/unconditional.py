@@ -1,0 +1,36 @@
+"""Unconditional generation: the picture's codes alone."""
+
+from __future__ import annotations
+
+import torch
+
+from training.data import to_uint8
+from training.sources import Source
+from training.tasks.distribution import picture_metrics
+from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, nats_per_token
+from vqkit.models import ABSENT, Segment
+
+
+class Unconditional(Task):
+    """Sequences [picture]. Metrics: nats a token; the distance of generated from real pictures."""
+
+    name = "unconditional"
+    summary = "pictures like those of the data; likelihood, distance of pictures"
+    gives = "picture"
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        return (self.pictures.segment(predicted=True),)
+
+    def rows(self, source: Source) -> Rows:
+        return Rows(torch.arange(len(source)))
+
+    def measure(self, judged: Judged) -> dict[str, float]:
+        return nats_per_token(judged) | picture_metrics(judged, self.pictures, ())
+
+    def panels(self, judged: Judged, prompts: list[str], count: int) -> list[Panel]:
+        if prompts:
+            raise ValueError(f"prompt: {self.name} generation takes no text, got {prompts[0]!r}")
+        nothing = torch.full((count, *self.segments[0].shape), ABSENT, device=judged.device)
+        tokens = judged.prior.generate({IMAGE: nothing}, judged.sampling, generator=judged.generator())
+        return [Panel([picture]) for picture in to_uint8(judged.tokenizer.decode(self.pictures.to_map(tokens[IMAGE])))]
