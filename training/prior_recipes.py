@@ -11,7 +11,7 @@ from typing import Literal
 
 import tyro
 
-from vqkit.models import PriorConfig
+from vqkit.models import DiffusionPriorConfig, MaskedPriorConfig, PriorConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,22 @@ class AutoregressiveSettings(PriorSettings):
     """Shape of the model."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskedSettings(PriorSettings):
+    """Training of a transformer that fills in masked codes."""
+
+    model: MaskedPriorConfig = MaskedPriorConfig()
+    """Shape of the model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSettings(PriorSettings):
+    """Training of a transformer that undoes a discrete diffusion."""
+
+    model: DiffusionPriorConfig = DiffusionPriorConfig()
+    """Shape of the model."""
+
+
 @dataclass(frozen=True)
 class PriorRecipe:
     """A prior's name, what the recipe is, and its settings."""
@@ -87,12 +103,20 @@ _PUBLISHED = {"warmup_steps": 5000, "steps": 500_000, "save_every": 2000, "log_e
 PRIOR_RECIPES = {
     "small": PriorRecipe("prior", "4 layers of 192: minutes on two processor cores", AutoregressiveSettings(
         model=PriorConfig(depth=4, width=192, heads=4, condition_dropout=0.1))),
+    "masked": PriorRecipe("masked-prior", "the same size, all codes in 12 passes (MaskGIT); for pictures", MaskedSettings(
+        model=MaskedPriorConfig(depth=4, width=192, heads=4, condition_dropout=0.1))),
+    "diffusion": PriorRecipe("diffusion-prior", "the same size, codes by discrete diffusion (VQ-Diffusion); for pictures", DiffusionSettings(
+        model=DiffusionPriorConfig(depth=4, width=192, heads=4, condition_dropout=0.1))),
     "gpt": PriorRecipe("prior", "16 layers, 16 heads, 1,024 wide, as LG-VQ's and VQCT's second stage; a GPU", AutoregressiveSettings(
         model=PriorConfig(depth=16, width=1024, heads=16), lr=4.5e-6 * 8, batch_size=8, **_PUBLISHED)),
     "vim-base": PriorRecipe("prior", "VIM base: 24 layers, 1,536 wide; GPUs and days", AutoregressiveSettings(
         model=PriorConfig(depth=24, width=1536, heads=16), lr=4.5e-4, betas=(0.9, 0.96), batch_size=256, **_PUBLISHED)),
     "vim-large": PriorRecipe("prior", "VIM large: 36 layers, 2,048 wide; GPUs and days", AutoregressiveSettings(
         model=PriorConfig(depth=36, width=2048, heads=32), lr=4.5e-4, betas=(0.9, 0.96), batch_size=256, **_PUBLISHED)),
+    "maskgit": PriorRecipe("masked-prior", "MaskGIT: 24 layers, 768 wide; GPUs and days", MaskedSettings(
+        model=MaskedPriorConfig(depth=24, width=768, heads=16, condition_dropout=0.1), lr=1e-4, betas=(0.9, 0.96), batch_size=256, **_PUBLISHED)),
+    "vq-diffusion": PriorRecipe("diffusion-prior", "VQ-Diffusion as LG-VQ's text to image: 19 layers, 1,024 wide; GPUs and days", DiffusionSettings(
+        model=DiffusionPriorConfig(depth=19, width=1024, heads=16, passes=100), lr=4.5e-4, betas=(0.9, 0.96), batch_size=64, **_PUBLISHED)),
 }
 
 

@@ -1,6 +1,8 @@
 """Tokenizers, an encoder, a quantizer and a decoder, and priors over their codes: by name, with their checkpoints."""
 
 from vqkit.models.adq import ADQ, ADQConfig
+from vqkit.models.diffusion_prior import DiffusionPrior, DiffusionPriorConfig
+from vqkit.models.masked_prior import MaskedPrior, MaskedPriorConfig
 from vqkit.models.prior import Prior, PriorConfig
 from vqkit.models.quantization import QuantizerOptions
 from vqkit.models.raq import RAQ, RAQConfig
@@ -28,6 +30,10 @@ __all__ = [
     "VQGAN",
     "VQVAE",
     "ADQConfig",
+    "DiffusionPrior",
+    "DiffusionPriorConfig",
+    "MaskedPrior",
+    "MaskedPriorConfig",
     "Prior",
     "PriorConfig",
     "QuantizerOptions",

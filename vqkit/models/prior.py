@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit.models.segments import ABSENT, Segment
-from vqkit.models.token_prior import TokenEmbedding, TokenPrior, batch_of, sampling_of
+from vqkit.models.token_prior import TokenEmbedding, TokenPrior, batch_of, initialize, sampling_of, token_heads
 from vqkit.models.token_sampling import Sampling
 from vqkit.nn.transformer import KeyValueCache, TransformerBlock
 
@@ -58,7 +58,7 @@ class Prior(TokenPrior):
         state_t = blocks([start, x_1, ..., x_t-1]);  logits_t = W_segment norm(state_t)
         loss = sum over predicted segments, mean over their positions, of the sum over the position's codes of the cross-entropy
 
-    All positions attend to all before them, conditions too. The logits of a segment have a head for every part.
+    All positions attend to all before them, conditions too. Every code of a position has a head of its own.
     """
 
     name = "prior"
@@ -76,11 +76,10 @@ class Prior(TokenPrior):
         self.trunk = self._blocks(settings.depth - own)
         self.branches = nn.ModuleList(self._blocks(own) for _ in range(parts))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(parts))
-        self.heads = nn.ModuleDict({segment.name: nn.ModuleList(nn.Linear(width, size) for size in segment.sizes)
-                                    for segment in self.layout.predicted})
+        self.heads = token_heads(self.layout, width)
         several = any(segment.streams > 1 for segment in self.layout.predicted)
         self.codes = _CodeTransformer(self.layout.predicted, settings) if settings.codes == "depth" and several else None
-        self.apply(_initialize)
+        self.apply(initialize)
 
     def _blocks(self, count: int) -> nn.ModuleList:
         settings = self.settings
@@ -149,7 +148,7 @@ class Prior(TokenPrior):
             state = states[stream]
         else:
             state = states[part] if len(segment.sizes) > 1 and len(states) > 1 else states[0]
-        return self.heads[segment.name][part](state)
+        return self.heads[segment.name][stream](state)
 
     @torch.no_grad()
     def generate(
@@ -270,10 +269,3 @@ class _CodeTransformer(nn.Module):
         for block in self.blocks:
             x = block(x)
         return list(self.norm(x).unflatten(0, state.shape[:2]).unbind(2))
-
-
-def _initialize(module: nn.Module) -> None:
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)

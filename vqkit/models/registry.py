@@ -22,6 +22,8 @@ _MODELS = {
     "vqvae": "vqkit.models.vqvae:VQVAE",
 }
 _PRIORS = {
+    "diffusion-prior": "vqkit.models.diffusion_prior:DiffusionPrior",
+    "masked-prior": "vqkit.models.masked_prior:MaskedPrior",
     "prior": "vqkit.models.prior:Prior",
 }
 

@@ -123,3 +123,17 @@ def batch_of(tokens: dict[str, Tensor]) -> int:
         raise ValueError("tokens: expected at least one segment, whose batch size is that of the samples; "
                          "for samples from nothing give a predicted segment full of -1")
     return len(next(iter(tokens.values())))
+
+
+def token_heads(layout: TokenLayout, width: int) -> nn.ModuleDict:
+    """A linear map to logits for every code of a position, of each predicted segment."""
+    return nn.ModuleDict({segment.name: nn.ModuleList(nn.Linear(width, segment.sizes[part]) for part in segment.part_of_stream)
+                          for segment in layout.predicted})
+
+
+def initialize(module: nn.Module) -> None:
+    """Linear maps and embeddings from a normal distribution of 0.02, as GPT."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
