@@ -12,6 +12,7 @@ COMMANDS = {
     "tokenizer": "train a tokenizer: tokenizer RECIPE --data DIR|scenes --out RUN [--steps N ...]; again to resume",
     "prior": "train a transformer for a task: prior TASK --tokenizer RUN --data DIR|scenes --out RUN [--recipe NAME ...]; again to resume",
     "evaluate": "measure a run: evaluate RUN --data DIR|scenes --split test; or mean-color in the place of RUN, the floor",
+    "generate": "what a prior makes, as a picture: generate RUN --out pictures.png [--prompt \"a red circle\" ...]",
     "report": "one HTML page with pictures, curves and numbers: report RUN [RUN ...] --out report.html",
     "study": "a list of recipes on one budget, in one table and page: study NAME --data DIR|scenes --out STUDY; study list",
     "demo": "VQCT and a plain VQ-GAN side by side on built-in scenes, evaluated, with a report: demo --out runs/demo",
@@ -123,6 +124,14 @@ def _run_evaluate(arguments: list[str]) -> None:
     evaluate(tyro.cli(Evaluation, args=arguments, prog="python -m training evaluate"))
 
 
+def _run_generate(arguments: list[str]) -> None:
+    import tyro
+
+    from training.generate import Generation, generate
+
+    generate(tyro.cli(Generation, args=arguments, prog="python -m training generate"))
+
+
 def _run_report(arguments: list[str]) -> None:
     import tyro
 
@@ -151,7 +160,7 @@ def _run_study(arguments: list[str]) -> None:
 
 
 _RUNNERS = {"recipes": _run_recipes, "tasks": _run_tasks, "vocabulary": _run_vocabulary, "tokenizer": _run_tokenizer,
-            "prior": _run_prior, "evaluate": _run_evaluate,
+            "prior": _run_prior, "evaluate": _run_evaluate, "generate": _run_generate,
             "report": _run_report, "study": _run_study, "demo": _run_demo}
 
 
