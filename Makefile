@@ -35,9 +35,9 @@ $(VENV)/.built: $(VENV)/.ready pyproject.toml setup.py CMakeLists.txt $(wildcard
 	$(RUN) -m vqkit
 	touch $@
 
-# Other people's quantizers, which ours are compared with; those dependencies by name that would replace ours.
+# Other people's quantizers and scores, which ours are compared with; those dependencies by name that would replace ours.
 $(VENV)/.originals: $(VENV)/.built
-	$(RUN) -m pip install -q -c constraints.txt --no-deps vector-quantize-pytorch einops einx frozendict loguru torch-einops-utils
+	$(RUN) -m pip install -q -c constraints.txt --no-deps vector-quantize-pytorch einops einx frozendict loguru torch-einops-utils pycocoevalcap
 	$(RUN) -m pip install -q -c constraints.txt diffusers
 	$(RUN) -c "import vector_quantize_pytorch, diffusers"
 	touch $@

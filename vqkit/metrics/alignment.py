@@ -1,45 +1,7 @@
-"""How well pictures and captions found each other: retrieval, and words that were hidden."""
-
-from collections.abc import Sequence
+"""How well a picture's features tell which words of its caption were hidden."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-# Pictures compared with all texts at once.
-_CHUNK = 1024
-
-
-def retrieval_recall(pictures: Tensor, texts: Tensor, same: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """How often the own text of a picture is among the k nearest by cosine.
-
-        recall@k = |{i : fewer than k other texts j with s(p_i, t_j) >= s(p_i, t_i)}| / N
-
-    Args:
-        pictures, texts: (N, W); text i belongs to picture i. Compared in float64.
-        same: int64 (N,), equal for texts that say the same: none of them counts against another.
-        ks: each at least 1.
-
-    A tie counts against the picture, so a model that says the same of every picture finds nothing. Returns k -> recall in 0 .. 1, 0 for
-    no pictures. Memory is O(N). Raises ValueError where the shapes differ or a k is below 1.
-    Source: picture-to-text retrieval by e_CLS against e_EOT as in LG-VQ, arXiv 2405.14206; the ties are ours.
-    """
-    if pictures.shape != texts.shape or pictures.dim() != 2 or same.shape != pictures.shape[:1]:
-        raise ValueError(f"pictures, texts, same: expected (N, W), (N, W) and (N,), got {tuple(pictures.shape)}, {tuple(texts.shape)} "
-                         f"and {tuple(same.shape)}")
-    if min(ks) < 1:
-        raise ValueError(f"ks: expected at least 1, got {tuple(ks)}")
-    if not len(pictures):
-        return dict.fromkeys(ks, 0.0)
-    texts = F.normalize(texts.double(), dim=1)
-    before = []
-    for start in range(0, len(pictures), _CHUNK):
-        some = slice(start, start + _CHUNK)
-        scores = F.normalize(pictures[some].double(), dim=1) @ texts.T
-        own = scores.diagonal(start).unsqueeze(1)
-        before.append(((scores >= own) & (same[some].unsqueeze(1) != same)).sum(1))
-    ranks = torch.cat(before)
-    return {k: (ranks < k).double().mean().item() for k in ks}
 
 
 def choose_words(words: Tensor, draws: Tensor, count: int) -> Tensor:
