@@ -15,10 +15,13 @@ from training.alignment import alignment_line, measure_alignment
 from training.checkpoint import write_json
 from training.data import EvaluationOrder, PictureDataset, default_workers, load, to_float, to_uint8
 from training.distributed import Ranks, started
+from training.feature_net import feature_networks
 from training.guidance import load_guidance
 from training.runs import FinishedRun
 from training.sources import open_split
-from vqkit.metrics import CodebookUsage, psnr, ssim
+from vqkit.metrics import CodebookUsage, PictureFeatures, PictureSet, compare_pictures, psnr, ssim
+from vqkit.metrics.features import METRICS
+from vqkit.objectives import LPIPS
 
 MEAN_COLOR = "mean-color"
 
@@ -43,6 +46,13 @@ class Evaluation:
     """Processes that decode pictures. Default: half of the processors, at most 8."""
     device: str = "auto"
     """"cuda", "cpu"; auto is cuda where there is one."""
+    lpips_weights: Path | None = None
+    """VGG16's ImageNet weights in torchvision's naming, such as vgg16-397923af.pth; given, LPIPS is measured."""
+    inception_weights: Path | None = None
+    """pytorch-fid's pt_inception-2015-12-05-6726825d.pth; given, FID, KID and the like of the reconstructions are measured."""
+    feature_net: Path | None = None
+    """A folder where feature networks of data sets are kept: for FD(net), KD(net) and the like of the reconstructions, which are no FID. A
+    network that is not there yet is trained on the data's train split first, in about a minute."""
     out: Path | None = None
     """Where metrics.json is written. Default: the run's folder; nowhere for mean-color."""
 
@@ -71,10 +81,14 @@ def evaluate(wanted: Evaluation) -> dict:
     if run is not None and resolution % model.downsampling:
         raise ValueError(f"resolution: expected a multiple of {model.downsampling}, the model's downsampling, got {resolution}")
     source = open_split(wanted.data, wanted.split, seed=trained["seed"])
-    dataset = PictureDataset(source, resolution, fit=wanted.fit or trained["fit"], memory_budget=0)
+    fit = wanted.fit or trained["fit"]
+    dataset = PictureDataset(source, resolution, fit=fit, memory_budget=0)
     with started(wanted.device) as ranks:
         workers = default_workers() if wanted.workers is None else wanted.workers
-        metrics, usage = measure(model, dataset, ranks, batch_size=wanted.batch_size, workers=workers)
+        lpips = None if wanted.lpips_weights is None else LPIPS(wanted.lpips_weights)
+        networks = feature_networks(ranks, wanted.data, resolution, fit=fit, inception_weights=wanted.inception_weights,
+                                    folder=wanted.feature_net)
+        metrics, usage = measure(model, dataset, ranks, batch_size=wanted.batch_size, workers=workers, lpips=lpips, networks=networks)
         metrics |= {"recipe": MEAN_COLOR if run is None else run.recipe, "steps": 0 if run is None else run.steps, "data": wanted.data,
                     "split": wanted.split, "resolution": resolution}
         if run is not None and run.config.get("guidance"):
@@ -82,6 +96,10 @@ def evaluate(wanted: Evaluation) -> dict:
         folder = wanted.out or (None if run is None else run.folder)
         if ranks.first:
             print(table([metrics]))
+            for network in networks:
+                print(distance_line(network, metrics))
+            if "lpips" in metrics:
+                print(f"LPIPS {metrics['lpips']:.4f}")
             if "captioned" in metrics:
                 print(alignment_line(metrics))
             if folder is not None:
@@ -106,19 +124,24 @@ def _alignment(run: FinishedRun, model: nn.Module, dataset: PictureDataset, rank
 
 @torch.no_grad()
 def measure(
-    model: nn.Module, dataset: PictureDataset, ranks: Ranks, *, batch_size: int = 32, workers: int = 0
+    model: nn.Module, dataset: PictureDataset, ranks: Ranks, *, batch_size: int = 32, workers: int = 0, lpips: LPIPS | None = None,
+    networks: tuple[PictureFeatures, ...] = ()
 ) -> tuple[dict, CodebookUsage | None]:
     """Metrics of a model over a data set, the same on one rank or many.
 
     Each rank measures its own pictures, and sums are added over the ranks: no picture is measured twice, however many there are.
     Reconstructions are rounded to 8 bits first, as a picture file would hold them. `l1` is the mean absolute difference on a scale of
-    0 to 1. Usage and perplexity are over the whole split. Raises ValueError where no picture can be read.
+    0 to 1. Usage and perplexity are over the whole split. With `lpips` its mean; with feature `networks`, on the ranks' device, the
+    distances of the reconstructions from the pictures by the keys of `compare_pictures`, and the networks' identities.
+    Raises ValueError where no picture can be read.
     """
     model = model.to(ranks.device).eval()
     usage = CodebookUsage(model.codebook_sizes, ranks.device) if model.codebook_sizes else None
-    pictures, indices, psnrs, ssims, errors = 0, 0, 0.0, 0.0, 0.0
+    lpips = None if lpips is None else lpips.to(ranks.device).eval()
+    sets = [(PictureSet(network), PictureSet(network)) for network in networks]
+    pictures, indices, psnrs, ssims, errors, perceived = 0, 0, 0.0, 0.0, 0.0, 0.0
     batches = load(dataset, EvaluationOrder(len(dataset), batch_size, ranks.rank, ranks.world), workers, ranks.device)
-    for images, _ in tqdm(batches, desc="evaluate", unit="batch", disable=not ranks.first, leave=False, mininterval=1):
+    for images, numbers in tqdm(batches, desc="evaluate", unit="batch", disable=not ranks.first, leave=False, mininterval=1):
         if not len(images):
             continue
         output = model(to_float(images, ranks.device))
@@ -127,20 +150,35 @@ def measure(
         psnrs += psnr(reconstruction, images, 255).sum().item()
         ssims += ssim(reconstruction, images, 255).sum().item()
         errors += (reconstruction.double() - images.double()).abs().mean((1, 2, 3)).sum().item() / 255
+        if lpips is not None:
+            perceived += lpips(to_float(reconstruction, ranks.device), to_float(images, ranks.device)).double().sum().item()
+        for real, made in sets:
+            real.add(images, numbers)
+            made.add(reconstruction, numbers)
         if usage is not None:
             usage.add(model.count_codes(output.indices))
             indices += output.indices.numel()
-    pictures, *totals = ranks.sum(torch.tensor([pictures, indices, psnrs, ssims, errors], dtype=torch.float64)).tolist()
+    pictures, *totals = ranks.sum(torch.tensor([pictures, indices, psnrs, ssims, errors, perceived], dtype=torch.float64)).tolist()
     if not pictures:
         raise ValueError(f"data: none of the {len(dataset)} pictures in {dataset.source.name} can be read")
-    codes, psnr_mean, ssim_mean, l1 = (total / pictures for total in totals)
+    codes, psnr_mean, ssim_mean, l1, lpips_mean = (total / pictures for total in totals)
     metrics = {"psnr": psnr_mean, "ssim": ssim_mean, "l1": l1, "codebook_usage": 0.0, "perplexity": 0.0, "images": int(pictures),
                "skipped": len(dataset) - int(pictures), "codes_per_image": round(codes)}
+    metrics |= {} if lpips is None else {"lpips": lpips_mean}
+    for real, made in sets:
+        metrics |= compare_pictures(real.reduced(), made.reduced())
+    metrics |= {"features": ", ".join(network.identity for network in networks)} if networks else {}
     if usage is not None:
         usage = usage.reduced()
         metrics |= {"codebook_usage": usage.usage, "perplexity": usage.perplexity, "codebook_sizes": list(usage.codebook_sizes),
                     "codebook_usage_parts": list(usage.part_usages), "perplexity_parts": list(usage.part_perplexities)}
     return metrics, usage
+
+
+def distance_line(network: PictureFeatures, metrics: dict) -> str:
+    """What was measured by a feature network, by the names it gives, and which network that was."""
+    found = [f"{network.label(metric)} {metrics[network.key(metric)]:.4f}" for metric in METRICS if network.key(metric) in metrics]
+    return f"{', '.join(found)}  [{network.identity}]"
 
 
 _COLUMNS = {"recipe": ("recipe", ""), "steps": ("steps", ",d"), "images": ("images", ",d"), "psnr": ("PSNR", ".2f"),
