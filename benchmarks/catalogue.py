@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.cases import Case, Shape, aggregate, code_statistics, search, search_two, straight_through
-from benchmarks.model_cases import quantizer, training
+from benchmarks.model_cases import quantizer, recipe, training
 from benchmarks.training_step import Setting
 
 _FP32, _FP16, _BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -54,6 +54,23 @@ def _whole() -> list[Case]:
         search(Shape(4096, 16384, 256), _FP32),
         *(search(Shape(million, size, dim), _FP16) for size, dim in ((8192, 64), (1024, 8), (8192, 256), (8192, 16), (8192, 512))),
         search(Shape(100_000, 262_144, 64), _FP16),
+        *_recipes(),
+    ]
+
+
+def _recipes() -> list[Case]:
+    """In published sizes, as far as there are any; batches that one GPU holds."""
+    words = {"adjectives": 1949, "nouns": 4258}
+    return [
+        recipe("vqct-f16", 8, 256),
+        recipe("vqgan-f16", 8, 256),
+        recipe("vqvae", 32, 256, model={"channels": 128}),
+        recipe("cvq-f16", 8, 256),
+        recipe("simvq", 8, 256, model=_TRUNK | {"code_dim": 128, "codebook_size": 65_536, "selections": (1,)}),
+        recipe("v2l", 8, 256, model=_TRUNK | {"code_dim": 256}, **words),
+        recipe("adq", 8, 256, model=_TRUNK | {"code_dim": 256, "capacity": 65_536}),
+        recipe("vit-vqgan-small", 32, 256),
+        recipe("raq", 32, 256, model={"channels": 128, "codebook_size": 512, "rates": (16, 2048)}),
     ]
 
 
@@ -68,4 +85,5 @@ def _tiny() -> list[Case]:
         quantizer(shape),
         *training(_TINY_VQCT),
         *training(_TINY_VQGAN),
+        recipe("vqvae", 2, 8, model={"channels": 4, "residual_channels": 2, "code_dim": 4, "codebook_size": 7}),
     ]

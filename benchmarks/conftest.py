@@ -1,5 +1,8 @@
 """How every benchmark is timed: warm, several rounds, the device waited for, extra memory beside the time."""
 
+import statistics
+import time
+
 import pytest
 import torch
 
@@ -25,18 +28,32 @@ def device() -> str:
 
 @pytest.fixture
 def measure(benchmark):
-    """measure(function, group, contender): time one call and note its extra memory; "vqkit" is what the others are held against."""
+    """measure(function, group, contender): time one call and note its extra memory; "vqkit" is what the others are held against.
 
-    def run(function, group: str, contender: str, rounds: int = 7):
+    beside: vqkit's call, timed before every round, so that the ratio is of calls that took turns.
+    """
+
+    def run(function, group: str, contender: str, rounds: int = 7, beside=None):
         def timed():
             function()
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
 
+        def ours():
+            began = time.perf_counter()
+            beside()
+            if DEVICE == "cuda":
+                torch.cuda.synchronize()
+            paired.append(time.perf_counter() - began)
+
+        paired = []
         benchmark.group = group
         timed()
         benchmark.extra_info |= {"contender": contender, "extra_memory": peak_extra_memory(timed, DEVICE)}
-        benchmark.pedantic(timed, rounds=rounds, iterations=1, warmup_rounds=1)
+        benchmark.pedantic(timed, setup=ours if beside else None, rounds=rounds, iterations=1, warmup_rounds=1)
+        if beside:
+            # The warm-up round had one too.
+            benchmark.extra_info["vqkit_beside"] = statistics.median(paired[-rounds:])
 
     torch.manual_seed(0)
     return run

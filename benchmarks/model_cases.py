@@ -1,4 +1,4 @@
-"""The cases of whole quantizers and of training steps, and of what a step's quantizer consists of."""
+"""The cases of whole quantizers, of training steps and what their quantizer consists of, and of the recipes."""
 
 from functools import partial
 
@@ -6,6 +6,7 @@ import torch
 
 from benchmarks import contenders, floors
 from benchmarks.cases import Case, Contender, Shape
+from benchmarks.recipe_step import step_of
 from benchmarks.training_step import Setting, generation_call, quantizer_call, search_call, step_call
 
 _RIVAL = "naive quantizer"
@@ -56,3 +57,21 @@ def training(setting: Setting) -> list[Case]:
     if setting.words:
         cases.append(Case(f"{model} codebook generation of that step, forward + backward", upstream, rows(generation_call), **shared))
     return cases
+
+
+def recipe(name: str, batch_size: int, resolution: int, **changes) -> Case:
+    """The training loop's own step of a recipe, its settings changed so; a change of `model` is one of its model's settings."""
+
+    def images(device):
+        return (torch.rand(batch_size, 3, resolution, resolution, device=device) * 2 - 1,)
+
+    dense = [f"{_RIVAL}, dense adjacency"] if name.startswith("vqct") else []
+    names = ["vqkit", _RIVAL, *dense, "torch.compile(vqkit)", f"torch.compile({_RIVAL})"]
+    rows = tuple(Contender(contender, partial(_recipe_step, name, contender, changes)) for contender in names)
+    return Case(f"{name} recipe's training step, batch {batch_size} at {resolution}x{resolution}", images, rows, rotate=False)
+
+
+def _recipe_step(name: str, contender: str, changes: dict, images: torch.Tensor) -> contenders.Call:
+    if "compile" in contender and not images.is_cuda:
+        raise contenders.Unavailable("compiled on CUDA only")
+    return step_of(name, contender, images, **changes)

@@ -37,10 +37,10 @@ def table(results: dict) -> str:
         ours = next((r["stats"]["median"] for r in rows if r["extra_info"]["contender"] == "vqkit"), None)
         for number, row in enumerate(rows):
             stats, info = row["stats"], row["extra_info"]
-            ratio = "" if info["contender"] == "vqkit" or ours is None else factor(stats["median"] / ours)
+            ratio = "" if info["contender"] == "vqkit" or ours is None else factor(stats["median"] / info.get("vqkit_beside", ours))
             cells = [
                 group if number == 0 else "",
-                info["contender"],
+                info["contender"] + (f" ({info['tokens'] / stats['median']:,.0f} tokens/s)" if "tokens" in info else ""),
                 milliseconds(stats["median"]),
                 f"{milliseconds(stats['min'])}..{milliseconds(stats['max'])}",
                 mebibytes(info["extra_memory"]),

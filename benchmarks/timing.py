@@ -2,12 +2,14 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 LEAST_REPEATS, MOST_REPEATS = 3, 200
+# Of calls that take turns.
+LEAST_ROUNDS = 5
 # On the CPU, which says nothing of its caches.
 _CPU_CACHE = 1 << 20
 _MOST_SETS = 32
@@ -51,6 +53,31 @@ def measure(calls: Sequence[Callable[[], object]], device: torch.device, seconds
     times = _events(turns, device) if device.type == "cuda" else [run(call) for call in turns]
     lower, median, upper = statistics.quantiles(times, n=4, method="inclusive")
     return Timing(median, lower, upper, repeats, first)
+
+
+def take_turns(calls: Mapping[str, Callable[[], object]], device: torch.device, seconds: float) -> dict[str, Timing]:
+    """Time calls by the wall clock, each once a round, for about ``seconds`` once each has run twice.
+
+    What else the machine does then meets all of them alike: their medians may be compared. The order turns with every round.
+    """
+
+    def run(call) -> float:
+        synchronize(device)
+        began = time.perf_counter()
+        call()
+        synchronize(device)
+        return time.perf_counter() - began
+
+    first = {name: run(call) for name, call in calls.items()}
+    warm = sum(run(call) for call in calls.values())
+    rounds = min(MOST_REPEATS, max(LEAST_ROUNDS, int(seconds / warm)))
+    names, times = list(calls), {name: [] for name in calls}
+    for turn in range(rounds):
+        for place in range(len(names)):
+            name = names[(turn + place) % len(names)]
+            times[name].append(run(calls[name]))
+    quartiles = {name: statistics.quantiles(values, n=4, method="inclusive") for name, values in times.items()}
+    return {name: Timing(median, lower, upper, rounds, first[name]) for name, (lower, median, upper) in quartiles.items()}
 
 
 def _events(turns: Sequence[Callable[[], object]], device: torch.device) -> list[float]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from benchmarks.naive import NaiveProduct, NaiveTransfer, cdist_topk
+from benchmarks.naive import cdist_topk
+from benchmarks.naive_recipes import naive_quantizer
 from vqkit.ops import nearest_codes
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ def build(setting: Setting, contender: str) -> Tokenizer:
         config["vocabulary"] = random_vocabulary(setting.words, setting.edges, setting.word_dim)
     model = create(setting.model, **config)
     if contender != "vqkit":
-        generate = NaiveTransfer(model.quantizer.shared_codebook) if setting.words else None
-        dim = model.to_codes.out_channels // len(model.selections)
-        model.quantizer = NaiveProduct(dim, model.codebook_sizes, model.selections, generate)
+        model.quantizer = naive_quantizer(model.quantizer)
     return model.train()
 
 
