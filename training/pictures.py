@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 COLOURS = ("#2f5d8a", "#b5532a", "#4f7a3a", "#7a4f8a", "#8a7a2f", "#5a5a5a")
+_DASHES = ("-", "--", ":", "-.")
 # Text stays text and the same drawing is the same bytes.
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "vqkit", "font.family": "sans-serif", "font.size": 9,
                             "axes.spines.top": False, "axes.spines.right": False})
@@ -49,13 +50,14 @@ def curves(series: dict[str, list[tuple[float, float]]], title: str, unit: str) 
     """Lines of (step, value) from zero up, a colour a run, as an SVG drawing."""
     figure = Figure(figsize=(4.6, 2.7), layout="constrained")
     axes = figure.subplots()
-    for colour, (name, points) in zip(_cycled(len(series)), series.items()):
-        axes.plot(*zip(*points), color=colour, label=name, linewidth=1.4)
+    for number, (colour, (name, points)) in enumerate(zip(_cycled(len(series)), series.items())):
+        # Another dash where the colours begin again.
+        axes.plot(*zip(*points), color=colour, label=name, linewidth=1.4, linestyle=_DASHES[number // len(COLOURS) % len(_DASHES)])
     axes.set(title=title, xlabel="step", ylabel=unit)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25, linewidth=0.5)
     if len(series) > 1:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, fontsize=9 if len(series) < 7 else 6)
     return _svg(figure)
 
 

@@ -15,11 +15,19 @@ from torch import Tensor
 
 from training.data import PictureDataset, to_float, to_uint8
 from training.evaluate import MEAN_COLOR
+from training.guidance import load_guidance
 from training.pictures import curves, picture_rows, picture_sheet, usage_bars, word_overlay
+from training.region_words import region_figure, words_in
+from training.regions import regions_of
 from training.runs import FinishedRun
+from training.sources import Source
+from training.word_maps import map_rows, word_maps
 from vqkit.models import Tokenizer
+from vqkit.objectives import LanguageGuidance
 
 _STYLE = Path(__file__).with_name("report.css")
+# Pictures whose words are shown, and regions of each.
+_WORDED, _REGIONS = 4, 3
 
 
 @dataclass(frozen=True)
@@ -42,14 +50,19 @@ class Report:
 
 @dataclass(frozen=True)
 class Shown:
-    """A run with its name on the page, its model and the same unseen pictures as the others, (N, 3, R, R) uint8."""
+    """A run with its name on the page, its model and the same unseen pictures as the others, (N, 3, R, R) uint8, with their numbers."""
 
     name: str
     run: FinishedRun
     model: Tokenizer
     pictures: Tensor
+    numbers: list[int]
     captions: list[str]
-    source: str
+    split: Source
+
+    @property
+    def source(self) -> str:
+        return self.split.name
 
 
 def write_report(wanted: Report, extra_rows: list[dict] | None = None) -> Path:
@@ -59,10 +72,18 @@ def write_report(wanted: Report, extra_rows: list[dict] | None = None) -> Path:
     """
     runs = [FinishedRun.open(folder) for folder in wanted.runs]
     names = _distinct_names(runs)
-    shown = [_show(name, run, wanted.pictures) for name, run in zip(names, runs, strict=True)]
-    rows = _pictures(shown)
-    sections = [_numbers(shown, extra_rows or []), _reconstructions(shown, rows), _training(shown), _usage(shown), _words(shown)]
+    shown = [show(name, run, wanted.pictures) for name, run in zip(names, runs, strict=True)]
     title = " and ".join(names) if len(names) < 4 else f"{len(names)} tokenizers"
+    return write_page(wanted.out, title, shown, _numbers(shown, extra_rows or []))
+
+
+def write_page(out: Path, title: str, shown: list[Shown], opening: str) -> Path:
+    """A page that opens with the given HTML and goes on with pictures, curves, codes and words of the runs, in one step; returns its path.
+
+    The pictures alone go to a .png beside it, where all runs have the same ones.
+    """
+    rows = _pictures(shown)
+    sections = [opening, _reconstructions(shown, rows), _training(shown), _usage(shown), _words(shown), _regions(shown), _word_maps(shown)]
     page = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title><style>
@@ -72,22 +93,23 @@ def write_report(wanted: Report, extra_rows: list[dict] | None = None) -> Path:
 {"".join(section for section in sections if section)}
 </body></html>
 """
-    wanted.out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = wanted.out.with_name(f".{wanted.out.name}.{os.getpid()}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, wanted.out)
+    os.replace(unfinished, out)
     if not _several_sources(shown):
-        picture_sheet(rows).save(wanted.out.with_suffix(".png"))
-    return wanted.out
+        picture_sheet(rows).save(out.with_suffix(".png"))
+    return out
 
 
-def _show(name: str, run: FinishedRun, count: int) -> Shown:
+def show(name: str, run: FinishedRun, count: int) -> Shown:
+    """A run with pictures evenly spaced through its unseen split. Raises ValueError where they are gone."""
     source = run.unseen()
     dataset = PictureDataset(source, run.config["resolution"], fit=run.config["fit"], memory_budget=0)
     stride = max(1, len(source) // count)
     pictures, indices = dataset.__getitems__([(0, index) for index in range(0, len(source), stride)][:count])
     captions = [(source.record(index).get("captions") or [""])[0] for index in indices.tolist()]
-    return Shown(name, run, run.model(), pictures, captions, source.name)
+    return Shown(name, run, run.model(), pictures, indices.tolist(), captions, source)
 
 
 _HEADINGS = ("", "steps", "pictures", "PSNR, dB", "SSIM", "L1", "codes a picture", "codes used (each part)", "perplexity")
@@ -143,6 +165,7 @@ _CURVES = {
     "codebook_usage": ("codes used in the last 50 steps", "fraction of codes"),
     "perplexity": ("perplexity of a batch", "codes"),
     "masked_words": ("masked words while training", "cross-entropy, nats a token"),
+    "translation": ("translation while training", "cross-entropy, nats a token"),
     "global_alignment": ("pictures and captions while training", "cross-entropy, nats a picture"),
     "relation": ("relations of words and codes while training", "mean square difference of cosines"),
 }
@@ -179,7 +202,7 @@ def _words(shown: list[Shown]) -> str:
     for item in shown:
         if not item.model.words:
             continue
-        some = item.pictures[:4]
+        some = item.pictures[:_WORDED]
         indices = item.model.encode(to_float(some, torch.device("cpu")))
         figures = ""
         for picture, codes, caption in zip(some, indices, item.captions):
@@ -202,6 +225,46 @@ def _frequent_words(item: Shown) -> str:
         order = sorted(range(len(words)), key=lambda number: -counts[number])[:12]
         said.append(f"{kind}: " + ", ".join(words[number] for number in order if counts[number]))
     return f"<p class='quiet'>Selected most often: {html.escape('; '.join(said))}.</p>"
+
+
+@torch.no_grad()
+def _regions(shown: list[Shown]) -> str:
+    blocks = []
+    for item in shown:
+        config = item.run.config
+        known = [regions_of(item.split, number, config["resolution"], config["fit"])[:_REGIONS] for number in item.numbers] if item.model.words else []
+        figures = ""
+        for picture, regions in [pair for pair in zip(item.pictures, known) if pair[1]][:_WORDED]:
+            (codes,) = item.model.encode(to_float(picture.unsqueeze(0), torch.device("cpu")))
+            said = [words_in(region.box, codes, item.model.words, item.model.selections) for region in regions]
+            figures += region_figure(picture, regions, said)
+        if figures:
+            blocks.append(f"""<h2>Regions and their nearest words, {html.escape(item.name)}</h2>
+<p class="quiet">Boxes of phrases that people wrote about the picture, and of each codebook the words whose codes were the nearest most often
+inside.</p><div class="side">{figures}</div>""")
+    return "".join(blocks)
+
+
+def _word_maps(shown: list[Shown]) -> str:
+    blocks = []
+    for item in shown:
+        if item.run.config.get("guidance") != "lgvq":
+            continue
+        try:
+            guidance, encoder = load_guidance(item.run.folder / "model", torch.device("cpu"))
+        except (ValueError, FileNotFoundError) as missing:
+            drawn = f"<p class='quiet'>Not shown: {html.escape(str(missing))}.</p>"
+        else:
+            if not isinstance(guidance, LanguageGuidance):
+                continue
+            maps = [word_maps(item.model, guidance, encoder, picture, caption)
+                    for picture, caption in zip(item.pictures[:_WORDED], item.captions)]
+            drawn = map_rows(item.pictures[:_WORDED], item.captions[:_WORDED], maps)
+        if drawn:
+            blocks.append(f"""<h2>Words and codes of {html.escape(item.name)}</h2>
+<p class="quiet">The cosine between a word of the caption and each position of the map as the guidance reads it, from dark, the smallest of
+the picture, to bright, the largest; the numbers below are both.</p>{drawn}""")
+    return "".join(blocks)
 
 
 def _subtitle(shown: list[Shown]) -> str:

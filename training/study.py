@@ -1,13 +1,14 @@
-"""A study: a named list of recipes with one backbone, one budget and several seeds, in one table and on one page."""
+"""A study: a named list of recipes with one budget and several seeds, one after the other, in one table and on one page."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import html
-import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import json
+import re
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,58 +16,26 @@ import torch
 import tyro
 
 from training import checkpoint
-from training.data import PictureDataset, to_float
+from training.claims import claims_html, claims_table, judge
+from training.distributed import choose_device
 from training.evaluate import MEAN_COLOR, Evaluation, evaluate
-from training.recipes import TokenizerSettings, find_recipe
-from training.report import Report, write_report
+from training.measures import tables, tables_html
+from training.probe import LanguageProbe
+from training.recipes import TokenizerSettings, changed_setting, to_json, with_defaults
+from training.report import show, write_page
 from training.runs import FinishedRun
+from training.sources import open_split
+from training.studies import STUDIES, Candidate
+from training.study_metrics import Measured, measure_run
 from training.tokenizer import train
-from vqkit.models import Tokenizer
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """One row of a study: a recipe, and what is changed in it, "model.transfer" for a field of the model."""
-
-    label: str
-    recipe: str
-    changes: dict[str, object] = field(default_factory=dict)
-
-    def settings(self) -> TokenizerSettings:
-        """The recipe's settings with the changes."""
-        settings = find_recipe(self.recipe).settings
-        inner = {name.removeprefix("model."): value for name, value in self.changes.items() if name.startswith("model.")}
-        outer = {name: value for name, value in self.changes.items() if not name.startswith("model.")}
-        return dataclasses.replace(settings, model=dataclasses.replace(settings.model, **inner), **outer)
-
-
-def _of(*recipes: str) -> tuple[Candidate, ...]:
-    return tuple(Candidate(name, name) for name in recipes)
-
-
-_VQCT = Candidate("vqct", "vqct")
-STUDIES: dict[str, tuple[str, tuple[Candidate, ...]]] = {
-    "papers": ("the papers' first tables: codebooks of every kind on one trunk", _of(
-        "vqgan", "cvq", "simvq", "vqct", "v2l", "adq", "vqgan+lg", "vqct+lg", "autoencoder")),
-    "vqct": ("VQCT's ablations: transfer, parts of speech, prior, dropout", (
-        _VQCT,
-        *(Candidate(f"transfer={kind}", "vqct", {"model.transfer": kind}) for kind in ("mlp", "gat", "none")),
-        *(Candidate(f"parts={kind}", "vqct", {"model.parts": kind}) for kind in ("adjectives", "nouns", "merged")),
-        Candidate("no prior", "vqct", {"model.prior": False}),
-        Candidate("no dropout", "vqct", {"model.dropout": 0.0}),
-    )),
-    "codes": ("ViT-VQGAN's ablation: factorised and normalised codes", (
-        Candidate("vit-vqgan", "vit-vqgan"),
-        Candidate("not normalised", "vit-vqgan", {"model.metric": "l2"}),
-        Candidate("length 4", "vit-vqgan", {"model.code_dim": 4}),
-        Candidate("not factorised", "vit-vqgan", {"model.code_dim": 192}),
-    )),
-}
 BUDGETS = {
-    "tiny": {"resolution": 16, "steps": 4, "batch_size": 4, "save_every": 4, "log_every": 2},
+    "tiny": {"resolution": 16, "steps": 4, "batch_size": 4, "save_every": 4, "log_every": 2, "workers": 0},
     "short": {"steps": 300, "save_every": 100},
     "full": {"steps": 2000, "save_every": 200},
 }
+PROBE_STEPS = {"tiny": 2, "short": 60, "full": 150}
+_PICTURES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,127 +57,142 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     """Of each candidate, a run each."""
     only: tuple[str, ...] = ()
-    """Labels of the candidates to run. Default: all."""
+    """Labels of the candidates to run. Default: all. Others that are finished in the folder already are shown as well."""
+    probe_steps: int | None = None
+    """Steps of the language probe of each run, in the place of the budget's (2, 60, 150); 0 probes nothing."""
+    probe_text_encoder: str = "minilm"
+    """The probe's text model, as of --lg.text-encoder."""
+    words: str | None = None
+    """Of candidates whose codes are words: a file of words, in the place of the training captions'."""
     device: str = "auto"
     """"cuda", "cpu"; auto is cuda where there is one."""
 
     def __post_init__(self):
         if self.name not in STUDIES:
-            near = difflib.get_close_matches(self.name, STUDIES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"study: expected one of {', '.join(STUDIES)}, got {self.name!r}{hint}")
+            raise ValueError(f"study: expected one of {', '.join(STUDIES)}, got {self.name!r}{_nearest(self.name, STUDIES)}")
         if not self.seeds:
             raise ValueError("seeds: expected at least one, got none")
-        known = [candidate.label for candidate in STUDIES[self.name][1]]
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: expected different ones, got {self.seeds}")
+        if (self.probe_steps or 0) < 0:
+            raise ValueError(f"probe_steps: expected 0 or more, got {self.probe_steps}")
+        known = [candidate.label for candidate in STUDIES[self.name].candidates]
         for label in self.only:
             if label not in known:
-                raise ValueError(f"only: expected some of {', '.join(known)}, got {label!r}")
+                raise ValueError(f"only: expected some of {', '.join(known)}, got {label!r}{_nearest(label, known)}")
 
     @property
     def candidates(self) -> list[Candidate]:
         """Those to run, in the study's order."""
-        return [candidate for candidate in STUDIES[self.name][1] if candidate.label in (self.only or (candidate.label,))]
+        return [candidate for candidate in STUDIES[self.name].candidates if candidate.label in (self.only or (candidate.label,))]
+
+    def folder(self, candidate: Candidate, seed: int) -> Path:
+        """Of one run."""
+        return self.out / f"{re.sub(r'[^A-Za-z0-9.+=-]+', '-', candidate.label)}-seed{seed}"
+
+    def settings(self, candidate: Candidate, seed: int) -> TokenizerSettings:
+        """Of one run: the candidate's, on the study's budget."""
+        settings = candidate.settings()
+        changes = BUDGETS[self.budget] | {"data": self.data, "out": self.folder(candidate, seed), "seed": seed, "device": self.device}
+        changes |= {name: value for name in ("steps", "resolution") if (value := getattr(self, name)) is not None}
+        if self.words is not None and hasattr(settings, "words"):
+            changes["words"] = self.words
+        # A discriminator that starts after the last step takes no part, and so may be one that cannot see so small pictures.
+        changes |= {"disc_weight": 0.0} if settings.disc_start >= changes["steps"] else {}
+        return dataclasses.replace(settings, **changes)
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def make_study(wanted: Study) -> Path:
-    """Train, evaluate and compare; returns the table's path. What is done already is not done again."""
-    rows, folders = [], []
-    for candidate in wanted.candidates:
-        for seed in wanted.seeds:
-            folder = wanted.out / f"{candidate.label.replace(' ', '-')}-seed{seed}"
-            folders.append(folder)
-            rows.append({"label": candidate.label, "seed": seed} | _measured(wanted, candidate, seed, folder))
-    resolution = FinishedRun.open(folders[0]).config["resolution"]
-    floor = evaluate(Evaluation(run=Path(MEAN_COLOR), data=wanted.data, resolution=resolution, device=wanted.device))
+    """Train, evaluate and compare; returns the table's path. What is done already is not done again.
+
+    Raises ValueError, before anything is trained or written, for a folder that holds another study or a run of another recipe, and for
+    guided candidates on data without captions.
+    """
+    runs = [(candidate, seed, wanted.settings(candidate, seed)) for candidate in wanted.candidates for seed in wanted.seeds]
+    _check_folders(wanted, runs)
+    probe = _probe(wanted, runs)
+    checkpoint.write_json(wanted.out / "study.json", {"study": wanted.name} | _basis(wanted))
+    for number, (candidate, seed, settings) in enumerate(runs, 1):
+        print(f"\n[{number}/{len(runs)}] {candidate.label}, seed {seed}", flush=True)
+        began = time.perf_counter()
+        train(candidate.recipe, settings)
+        measure_run(FinishedRun.open(settings.out), candidate, seed, _basis(wanted), probe, wanted.device)
+        print(f"[{number}/{len(runs)}] {candidate.label}, seed {seed}: {(time.perf_counter() - began) / 60:.1f} minutes", flush=True)
+    return _write(wanted, _floor(wanted))
+
+
+def _basis(wanted: Study) -> dict:
+    """What makes runs comparable: those of one folder that have it in common are shown together."""
+    settings = wanted.settings(wanted.candidates[0], wanted.seeds[0])
+    return {"data": wanted.data, "steps": settings.steps, "resolution": settings.resolution}
+
+
+def _check_folders(wanted: Study, runs: list[tuple[Candidate, int, TokenizerSettings]]) -> None:
+    path = wanted.out / "study.json"
+    if path.is_file() and (found := json.loads(path.read_text()).get("study")) != wanted.name:
+        raise ValueError(f"out: {wanted.out} holds the study {found!r}, now {wanted.name!r}; choose another --out")
+    for candidate, _, settings in runs:
+        path = settings.out / "config.json"
+        if path.is_file():
+            before = with_defaults(json.loads(path.read_text()), candidate.recipe, settings)
+            if changed := changed_setting(before, to_json(candidate.recipe, settings)):
+                raise ValueError(f"out: {settings.out} is a run with other settings; {changed}. Choose another --out, or remove that run")
+
+
+def _probe(wanted: Study, runs: list[tuple[Candidate, int, TokenizerSettings]]) -> LanguageProbe | None:
+    """A probe where there are captions to ask for. Raises ValueError where guided candidates lack them."""
+    seen, unseen = open_split(wanted.data, "train"), open_split(wanted.data, "test")
+    captioned = all(any(split.record(index).get("captions") for index in range(len(split))) for split in (seen, unseen))
+    guided = [candidate.label for candidate, _, settings in runs if settings.guidance]
+    if guided and not captioned:
+        raise ValueError(f"data: {wanted.data} has no captions, which {', '.join(dict.fromkeys(guided))} need; "
+                         f"name the others with --only, or give data whose metadata.jsonl has \"captions\"")
+    steps = PROBE_STEPS[wanted.budget] if wanted.probe_steps is None else wanted.probe_steps
+    if not steps or not captioned:
+        return None
+    settings = runs[0][2]
+    return LanguageProbe(seen, unseen, settings.resolution, settings.fit, steps, choose_device(wanted.device), wanted.probe_text_encoder)
+
+
+def _floor(wanted: Study) -> dict:
+    """The metrics of every picture's mean colour, measured once."""
+    basis, folder = _basis(wanted), wanted.out / MEAN_COLOR
+    path = folder / "metrics.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if (found["data"], found["resolution"]) == (basis["data"], basis["resolution"]):
+            return found
+    return evaluate(Evaluation(run=Path(MEAN_COLOR), data=wanted.data, resolution=basis["resolution"], device=wanted.device, out=folder))
+
+
+def _write(wanted: Study, floor: dict) -> Path:
+    """table.json, table.md and report.html of all runs in the folder that are finished on the same basis."""
+    study, basis, done = STUDIES[wanted.name], _basis(wanted), []
+    for candidate in study.candidates:
+        # "vqgan-seed0" is not of "vqgan+lg": the slug ends where -seed begins.
+        for path in sorted(wanted.folder(candidate, 0).parent.glob(f"{wanted.folder(candidate, 0).name.removesuffix('0')}[0-9]*")):
+            if (measured := Measured.read(path)) is not None and measured.basis == basis and measured.label == candidate.label:
+                done.append((candidate, path, measured))
+    rows = [row for _, _, measured in done for row in measured.rows]
+    judged = [judge(claim, rows) for claim in study.claims]
     checkpoint.write_json(wanted.out / "table.json", [*rows, {"label": MEAN_COLOR, "seed": None} | floor])
-    text = table(rows, floor)
+    how = (f"{basis['steps']:,} steps a run at {basis['resolution']}x{basis['resolution']} pixels, data {Path(basis['data']).name}; "
+           f"torch {torch.__version__}, {choose_device(wanted.device).type}, {torch.get_num_threads()} threads; means over the seeds ± half "
+           "their range")
+    verdicts = "A claim holds where it does for every seed of one against every seed of the other; of one seed a side nothing is decided."
+    text = f"# {study.summary[0].upper()}{study.summary[1:]}\n\n{how}.\n\n{tables(rows, floor)}"
+    text += f"\n## Claims\n\n{verdicts}\n\n{claims_table(judged)}" if judged else ""
     path = wanted.out / "table.md"
     path.write_text(text, encoding="utf-8")
-    page = write_report(Report(runs=tuple(folders), out=wanted.out / "report.html"), extra_rows=[floor])
-    print(f"\n{STUDIES[wanted.name][0]}\n\n{text}\n{path}, {page}")
+    first = {candidate.label: folder for candidate, folder, _ in reversed(done)}
+    shown = [show(label, FinishedRun.open(folder), _PICTURES) for label, folder in reversed(first.items())]
+    opening = f"<p class='quiet'>{html.escape(how)}. Pictures, curves and words below are of the first seed.</p>{tables_html(rows, floor)}"
+    opening += f"<h2>Claims</h2><p class='quiet'>{verdicts}</p>{claims_html(judged)}" if judged else ""
+    page = write_page(wanted.out / "report.html", study.summary, shown, opening)
+    print(f"\n{text}\n{path}, {page}")
     return path
-
-
-def _measured(wanted: Study, candidate: Candidate, seed: int, folder: Path) -> dict:
-    settings = candidate.settings()
-    changes = dict(BUDGETS[wanted.budget], data=wanted.data, out=folder, seed=seed, device=wanted.device)
-    changes |= {name: value for name in ("steps", "resolution") if (value := getattr(wanted, name)) is not None}
-    # A discriminator that cannot see so small pictures, or that starts after the last step, takes no part.
-    changes |= {"disc_weight": 0.0} if settings.disc_start >= changes["steps"] else {}
-    settings = dataclasses.replace(settings, **changes)
-    train(candidate.recipe, settings)
-    run = FinishedRun.open(folder)
-    metrics = run.metrics()
-    if metrics is None or metrics["steps"] != run.steps or metrics["data"] != wanted.data:
-        metrics = evaluate(Evaluation(run=folder, data=wanted.data, device=wanted.device))
-    if "codes_moved" not in metrics and run.model().codebook_sizes:
-        metrics["codes_moved"] = codes_moved(run)
-        checkpoint.write_json(folder / "metrics.json", metrics)
-    return metrics
-
-
-def codes_moved(run: FinishedRun, learning_rate: float = 1e-3) -> float | None:
-    """Fraction of the codes whose vector one training step on one batch of unseen pictures changes (arXiv 2403.10071, fig. 3).
-
-    One step of plain gradient descent on the quantizer's loss, so that no momentum of earlier steps moves anything. None for
-    quantizers without code vectors.
-    """
-    model = run.model().train()
-    if not hasattr(model.quantizer, "codes"):
-        return None
-    dataset = PictureDataset(run.unseen(), run.config["resolution"], fit=run.config["fit"], memory_budget=0)
-    pictures, _ = dataset.__getitems__([(0, index) for index in range(min(len(dataset), 8))])
-    # The codes of eval mode, so that dropout does not count as movement.
-    before = _code_vectors(model.eval())
-    model.train()(to_float(pictures, torch.device("cpu"))).loss.backward()
-    with torch.no_grad():
-        for parameter in model.quantizer.parameters():
-            if parameter.grad is not None:
-                parameter -= learning_rate * parameter.grad
-    after = _code_vectors(model.eval())
-    return (before != after).any(1).double().mean().item()
-
-
-def _code_vectors(model: Tokenizer) -> torch.Tensor:
-    codes = model.quantizer.codes
-    widest = max(part.shape[1] for part in codes) if isinstance(codes, tuple) else 0
-    parts = [torch.nn.functional.pad(part, (0, widest - part.shape[1])) for part in codes] if isinstance(codes, tuple) else [codes]
-    return torch.cat(parts).detach().clone()
-
-
-_COLUMNS: dict[str, tuple[str, Callable[[dict], float | None], str]] = {
-    "psnr": ("PSNR, dB", lambda row: row["psnr"], ".2f"),
-    "ssim": ("SSIM", lambda row: row["ssim"], ".4f"),
-    "l1": ("L1", lambda row: row["l1"], ".4f"),
-    "usage": ("codes used", lambda row: row["codebook_usage"] if row.get("codebook_sizes") else None, ".1%"),
-    "perplexity": ("perplexity", lambda row: row["perplexity"] if row.get("codebook_sizes") else None, ".0f"),
-    "moved": ("codes moved by a step", lambda row: row.get("codes_moved"), ".1%"),
-    "similarity": ("word-code similarity MSE", lambda row: row.get("word_code_similarity_mse"), ".4f"),
-    "masked": ("masked words recall@1", lambda row: row.get("masked_word_recall@1"), ".1%"),
-    "retrieval": ("captions recall@1", lambda row: row.get("image_to_text_recall@1"), ".1%"),
-}
-
-
-def table(rows: list[dict], floor: dict) -> str:
-    """Markdown: a line a candidate, with the mean over its seeds and, of several, half the range; columns that nobody has are left out."""
-    labels = list(dict.fromkeys(row["label"] for row in rows))
-    found = {label: [row for row in rows if row["label"] == label] for label in labels} | {"mean colour (floor)": [floor]}
-    shown = [column for column in _COLUMNS.values() if any(column[1](row) is not None for row in rows)]
-    lines = ["| | seeds | " + " | ".join(name for name, _, _ in shown) + " |", "| --- " * (len(shown) + 2) + "|"]
-    for label, several in found.items():
-        cells = [_cell([value for row in several if (value := of(row)) is not None], form) for _, of, form in shown]
-        lines.append(f"| {html.escape(label)} | {len(several) if several[0] is not floor else ''} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(values: list[float], form: str) -> str:
-    if not values:
-        return ""
-    middle = format(statistics.fmean(values), form)
-    return middle if len(values) == 1 else f"{middle} ± {(max(values) - min(values)) / 2:{form}}"
-
-
-def listed() -> str:
-    """The studies, a line each, with their candidates."""
-    return "\n".join(f"{name:<8} {summary}: {', '.join(c.label for c in candidates)}" for name, (summary, candidates) in STUDIES.items())
-

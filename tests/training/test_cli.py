@@ -19,7 +19,7 @@ def test_recipes_are_listed(capsys):
 def test_help_names_the_commands(capsys, arguments):
     main(arguments)
     printed = capsys.readouterr().out
-    assert all(command in printed for command in ("recipes", "vocabulary", "tokenizer", "evaluate", "report", "demo"))
+    assert all(command in printed for command in ("recipes", "tasks", "vocabulary", "tokenizer", "prior", "evaluate", "generate", "report", "study", "demo"))
 
 
 def test_help_of_a_recipe_lists_its_settings(capsys):
@@ -32,7 +32,7 @@ def test_help_of_a_recipe_lists_its_settings(capsys):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["recipe"], "command: expected one of recipes, vocabulary, tokenizer"),
+    (["recipe"], "command: expected one of recipes, tasks, vocabulary, tokenizer, prior, evaluate, generate"),
     (["tokenizer", "vqgann", "--data", "scenes", "--out", "x"], "got 'vqgann'; did you mean 'vqgan'?"),
     (["tokenizer", "vqgan", "--data", "nowhere", "--out", "x"], "there is no nowhere"),
     (["evaluate", "nowhere", "--data", "scenes"], "nowhere is not a run"),
