@@ -55,9 +55,11 @@ def test_residual_in_eval_mode():
 def test_nan_spoils_nothing():
     quantizer, z = VectorQuantize(10, 20, 4), torch.randn(3, 10, 7)
     z[1, 2, 3] = torch.nan
-    _, commitment, codebook, indices, _ = quantizer(z)
-    (commitment.sum() + codebook.sum()).backward()
-    assert (indices == -1).sum() == 1 and commitment.isfinite().all() and quantizer.codebook.weight.grad.isfinite().all()
+    quantized, commitment, codebook, indices, latents = quantizer(z.requires_grad_())
+    (quantized.square().sum() + commitment.sum() + codebook.sum()).backward()
+    assert (indices == -1).sum() == 1 and commitment.isfinite().all() and not latents[1, :, 3].any()
+    assert z.grad.isfinite().all() and not z.grad[1, :, 3].any()
+    assert all(parameter.grad.isfinite().all() for parameter in quantizer.parameters())
 
 
 def test_one_length_a_quantizer():

@@ -1,5 +1,7 @@
 """EnCodec's quantizers against the published formulas, and the faults of the original that are not ours."""
 
+import copy
+
 import pytest
 import torch
 
@@ -73,11 +75,22 @@ def test_kmeans_start_in_training_only():
 
 
 def test_nan_spoils_nothing():
-    quantizer, x = VectorQuantization(6, 20, kmeans_init=False), torch.randn(4, 6, 50)
-    x[0, 0, 0] = torch.nan
-    quantized, indices, loss = quantizer(x)
-    assert indices[0, 0] == -1 and not quantized[0, :, 0].any() and loss.isfinite()
-    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+    for length in (6, 3):
+        torch.manual_seed(0)
+        quantizer, x = VectorQuantization(6, 20, length, kmeans_init=False, threshold_ema_dead_code=0), torch.randn(4, 6, 50)
+        twin, others = copy.deepcopy(quantizer), x[:, :, 1:]
+        x[:, 0, 0] = torch.nan
+        gradients = []
+        for module, rows in ((quantizer, x), (twin, others)):
+            rows = rows.clone().requires_grad_()
+            quantized, indices, loss = module(rows)
+            (quantized.square().sum() + loss).backward()
+            gradients.append([rows.grad[:, :, -49:], *(parameter.grad for parameter in module.parameters())])
+            assert loss.isfinite() and rows.grad.isfinite().all()
+            if rows.shape == x.shape:
+                assert (indices[:, 0] == -1).all() and not quantized[:, :, 0].any() and not quantizer.decode(indices)[:, :, 0].any()
+        torch.testing.assert_close(*gradients)
+        torch.testing.assert_close(quantizer.state_dict(), twin.state_dict())
 
 
 def test_eval_mode_passes_no_gradient():

@@ -6,7 +6,9 @@ import itertools
 import pytest
 import torch
 
-from vqkit.codebooks import EMACodebook
+from vqkit.codebooks import EMACodebook, LearnedCodebook, RateAdaptiveCodebook, SemanticCodebook
+from vqkit.codebooks.rate_adaptive import resize_codes
+from vqkit.quantizers import RateAdaptiveQuantizer, SemanticQuantizer
 from vqkit.quantizers.beam import beam_search
 from vqkit.quantizers.quantizer import Quantizer
 from vqkit.quantizers.regularizers import Orthogonality
@@ -125,3 +127,13 @@ def test_the_peer(weights):
     torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-5)
     # Of the others it updates none: it takes the residuals of the first stage for those of the best sum.
     torch.testing.assert_close(ours.quantizers[0].codes, theirs.layers[0].codebook, rtol=1e-4, atol=1e-5)
+
+
+def test_stages_of_kinds_derived_from_quantizer():
+    quantizer = ResidualQuantizer([SemanticQuantizer(SemanticCodebook(20, 8, 4)), Quantizer(8, 16)], beam_size=3)
+    before, x = copy.deepcopy(quantizer), torch.randn(60, 8)
+    result = quantizer(x)
+    assert torch.equal(before.decode(result.indices), result.quantized)
+    rate_adaptive = RateAdaptiveQuantizer(RateAdaptiveCodebook(LearnedCodebook(20, 8), resize_codes), None)
+    with pytest.raises(ValueError, match=r"beam_size: expected 1 as quantizers\[0\], a RateAdaptiveQuantizer"):
+        ResidualQuantizer([rate_adaptive], beam_size=2)

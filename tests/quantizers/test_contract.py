@@ -151,6 +151,16 @@ def test_masked_rows_do_not_matter(quantizer):
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
+def test_lengths_are_a_mask(quantizer):
+    twin = copy.deepcopy(quantizer)
+    x, lengths = latents(quantizer, 3, 7), torch.tensor([7, 0, 4])
+    found = []
+    for module, mask in ((quantizer, lengths), (twin, torch.arange(7) < lengths[:, None])):
+        torch.manual_seed(4)
+        found.append([*everything(module(x, mask)), module.encode(x, mask), *module.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_a_row_that_is_not_finite_is_a_masked_row(quantizer):
     twin = copy.deepcopy(quantizer)
     x, mask = latents(quantizer, 60), torch.ones(60, dtype=torch.bool).index_fill_(0, torch.tensor([3, 9]), False)
@@ -254,6 +264,7 @@ def test_errors_name_what_does_not_fit(quantizer):
     dim = quantizer.dim
     with pytest.raises(ValueError, match=f"x: .*{dim}.*{dim + 1}"):
         quantizer(torch.randn(3, dim + 1))
-    with pytest.raises(ValueError, match="mask: "):
-        quantizer(torch.randn(3, dim), torch.ones(2, dtype=torch.bool))
+    for mask in (torch.ones(2, dtype=torch.bool), torch.ones(3), torch.ones(3, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="mask: "):
+            quantizer(torch.randn(3, dim), mask)
     assert all(torch.equal(a, b) for a, b in zip(before, quantizer.state_dict().values()))

@@ -1,13 +1,15 @@
 """Faults of the most used vector quantizer that its users ran into, shown there, and what ``vqkit.Quantizer`` does in their place."""
 
+import copy
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 import vqkit
-from vqkit.codebooks import AffineCodebook, EMACodebook
+from vqkit.codebooks import AffineCodebook, EMACodebook, accumulate
 from vqkit.quantizers.regularizers import Diversity, Orthogonality
 
 VectorQuantize = pytest.importorskip("vector_quantize_pytorch").VectorQuantize
@@ -63,14 +65,15 @@ def test_far_from_the_origin_the_wrong_code_is_chosen():
 
 
 _MEMORY = """
-import pathlib, re, torch, vqkit
+import pathlib, re, sys, torch, vqkit
 from vector_quantize_pytorch import VectorQuantize
 torch.set_num_threads(1)
 # Not ru_maxrss, which begins at what the parent process held.
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1024
-ours, theirs, small = vqkit.Quantizer(8, 8192), VectorQuantize(8, 8192), torch.randn(1, 8, 8)
-ours(small.requires_grad_()).loss.backward(), theirs(small)[2].backward()
-for quantizer in (ours, theirs):
+options = {"kmeans_init": True, "kmeans_iters": 2} if sys.argv[1] == "k-means" else {}
+small = torch.randn(1, 8, 8)
+vqkit.Quantizer(8, 8192)(small.requires_grad_()).loss.backward(), VectorQuantize(8, 8192)(small)[2].backward()
+for quantizer in (vqkit.Quantizer(8, 8192, **options), VectorQuantize(8, 8192, **options)):
     before, x = peak(), torch.randn(1, 8192, 8, requires_grad=True)
     quantized, _, loss = quantizer(x)
     (quantized.sum() + loss).backward()
@@ -78,11 +81,34 @@ for quantizer in (ours, theirs):
 """
 
 
-def test_a_training_step_holds_several_n_by_k_arrays():
+@pytest.mark.parametrize("step, arrays", [("training", 3), ("k-means", 4)])
+def test_a_step_holds_several_n_by_k_arrays(step, arrays):
     """256 MiB each at N = K = 8192."""
-    result = subprocess.run([sys.executable, "-c", _MEMORY], capture_output=True, text=True, check=True)
+    result = subprocess.run([sys.executable, "-c", _MEMORY, step], capture_output=True, text=True, check=True)
     ours, theirs = (float(line) for line in result.stdout.split())
-    assert theirs > 3 * 256 and ours < 64
+    assert theirs > arrays * 256 and ours < 64
+
+
+def test_eval_mode_cannot_be_exported():
+    x = torch.randn(1, 50, 12)
+    with pytest.raises(GuardOnDataDependentSymNode):
+        torch.export.export(VectorQuantize(12, 20).eval(), (x,))
+    ours = vqkit.Quantizer(12, 20).eval()
+    assert torch.equal(torch.export.export(ours, (x,)).module()(x)[1], ours(x).indices)
+
+
+def test_gradient_accumulation_fails_under_autocast():
+    batch = torch.randn(2, 40, 12)
+    theirs, ours = VectorQuantize(12, 20), vqkit.Quantizer(12, 20)
+    twin = copy.deepcopy(ours)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(RuntimeError, match="dtype"):
+            theirs(batch[:1], accum_ema_update=True)
+        twin(batch)
+        with accumulate(ours):
+            ours(batch[:1])
+        ours(batch[1:])
+    torch.testing.assert_close(ours.codes, twin.codes)
 
 
 @pytest.mark.parametrize("options", [dict(codebook_dim=3), dict(heads=2, codebook_dim=2)])

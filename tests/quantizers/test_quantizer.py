@@ -330,3 +330,48 @@ def test_a_dtype_that_the_projection_does_not_take_names_x():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert quantizer(x).loss.isfinite()
         assert torch.compile(quantizer, fullgraph=True, backend="aot_eager")(x).loss.isfinite()
+
+
+_KINDS = [{}, dict(heads=2, codebook_dim=3), dict(top_k=2), dict(codebook="learned", metric="cosine", codebook_dim=4)]
+
+
+@pytest.mark.parametrize("options", _KINDS, ids=str)
+def test_indices_that_are_given_are_taken(options):
+    torch.manual_seed(0)
+    quantizer = vqkit.Quantizer(6, 16, **options)
+    twin = copy.deepcopy(quantizer)
+    x, mask = torch.randn(30, 6), torch.arange(30) < 25
+    expected = twin(x, mask)
+    found = quantizer(x, mask, indices=expected.indices)
+    # Those that the search finds change nothing, also in what is learned.
+    assert torch.equal(found.indices, expected.indices) and torch.equal(found.quantized, expected.quantized)
+    assert torch.equal(found.loss, expected.loss)
+    torch.testing.assert_close(quantizer.state_dict(), twin.state_dict(), rtol=0, atol=0)
+    others = torch.randint(16, expected.indices.shape)
+    quantizer.eval()
+    assert torch.equal(quantizer(x, indices=others).quantized, quantizer.decode(others))
+    assert (quantizer(x, mask, indices=others).indices[25:] == -1).all()
+    others[3] = -1
+    assert not quantizer(x, indices=others).quantized[3].any()
+
+
+def test_given_indices_do_not_start_the_codes():
+    quantizer = vqkit.Quantizer(6, 16, kmeans_init=True)
+    quantizer(torch.randn(30, 6), indices=torch.randint(16, (30,)))
+    assert not quantizer.codebook.initialised
+
+
+@pytest.mark.parametrize(
+    "indices, error, words",
+    [
+        (torch.zeros(29, dtype=torch.int64), ValueError, r"indices: expected int64 of shape \(30,\), got torch.int64 \(29,\)"),
+        (torch.zeros(30), ValueError, "indices: expected int64 .*float32"),
+        (torch.full((30,), 16), IndexError, "indices: .*16"),
+    ],
+)
+def test_given_indices_that_do_not_fit(indices, error, words):
+    quantizer = vqkit.Quantizer(6, 16)
+    before = copy.deepcopy(quantizer.state_dict())
+    with pytest.raises(error, match=words):
+        quantizer(torch.randn(30, 6), indices=indices)
+    torch.testing.assert_close(quantizer.state_dict(), before, rtol=0, atol=0)

@@ -100,7 +100,7 @@ class AnchoredCodebook(StoredCodebook):
         alpha = (-10 * self.size / (1 - self.decay) * self.cluster_size - 1e-3).exp().where(found, 0.0)
         if self.first_batch:
             alpha = alpha.masked_fill(self.moved, 0.0)
-        self.codes.copy_(self.codes.to(anchors.dtype).lerp(anchors, alpha[:, None].to(anchors.dtype)))
+        self._write(self.codes.to(anchors.dtype).lerp(anchors, alpha[:, None].to(anchors.dtype)), alpha[:, None] > 0)
         self.moved.logical_or_(found.any())
         if self.first_batch and not torch.compiler.is_compiling():
             self._moves = not bool(self.moved)

@@ -50,7 +50,7 @@ class EMACodebook(StoredCodebook):
         """Set the codes to the running means as they are now; after every step unless ``deferred``."""
         total = self.cluster_size.sum()
         smoothed = (self.cluster_size + self.eps) / (total + self.size * self.eps) * total
-        self.codes.copy_((self.embed_sum / smoothed[:, None]).where(total > 0, self.codes))
+        self._write(self.embed_sum / smoothed[:, None], total > 0)
 
     def _replace(self, dead: Tensor, rows: Tensor) -> None:
         super()._replace(dead, self.codes if self.deferred else rows)

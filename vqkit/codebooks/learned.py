@@ -10,7 +10,8 @@ class LearnedCodebook(StoredCodebook):
     """K vectors as an ``nn.Parameter``, started uniformly in (-1/K, 1/K).
 
     The arguments are those of ``StoredCodebook``. Only codes that were selected get a gradient. Under
-    ``DistributedDataParallel`` the gradients are averaged as those of any parameter.
+    ``DistributedDataParallel`` and FSDP2 the gradients are averaged as those of any parameter, and a k-means start and the codes in the
+    place of dead ones reach the shards.
 
     Source: van den Oord et al. 2017 (arXiv 1711.00937), equation 3.
     """

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from vqkit.codebooks.codebook import Codebook
 from vqkit.codebooks.kmeans import kmeans_start
 from vqkit.codebooks.ranks import draw_latents, sum_over_ranks
+from vqkit.codebooks.sharding import WrittenParameters
 from vqkit.codebooks.statistics import Float32Statistics
 from vqkit.ops import code_statistics, ema_update
 
 
-class StoredCodebook(Float32Statistics, Codebook):
+class StoredCodebook(Float32Statistics, WrittenParameters, Codebook):
     """A codebook whose K vectors are stored, as ``codes``.
 
     size, dim: K and the length of a code.
@@ -99,15 +100,19 @@ class StoredCodebook(Float32Statistics, Codebook):
 
     def _restart(self, centres: Tensor, counts: Tensor, start: Tensor) -> None:
         """Where start, () bool, begin again from these codes, (K, dim), and how many latents chose each, (K,)."""
-        self.codes.copy_(centres.to(self.codes.dtype).where(start, self.codes))
+        self._write(centres, start)
         self.cluster_size.copy_(counts.to(self.cluster_size.dtype).where(start, self.cluster_size))
+
+    def _write(self, codes: Tensor, where: Tensor) -> None:
+        """Set the codes to these, (K, dim), where ``where``, bool, () or (K, 1)."""
+        self.write("codes", codes, where)
 
     def _learn(self, sums: Tensor, decay: float | Tensor) -> None:
         """Learn from the sums (K, dim) of the latents that chose each code, over all ranks; decay: a number, () or (K, 1)."""
 
     def _replace(self, dead: Tensor, rows: Tensor) -> None:
         """Put rows (K, dim) in the place of the dead codes, dead (K,) bool, and give them a use at the threshold."""
-        self.codes.copy_(rows.to(self.codes.dtype).where(dead[:, None], self.codes))
+        self._write(rows, dead[:, None])
         self.cluster_size.masked_fill_(dead, self.threshold_ema_dead_code)
 
     def _hold_back(self, yes: bool) -> None:

@@ -29,7 +29,8 @@ class VectorQuantize(nn.Module):
     input_dim: D.  codebook_size: K.  codebook_dim: length of a code.  layer: makes the two convolutions.
 
     ``forward(z)``, (B, D, T) -> z_q (B, D, T), commitment loss (B,), codebook loss (B,), indices (B, T), latents (B, codebook_dim, T).
-    Each loss is the mean over a sample. A latent that is not finite has index -1, the zero vector as its code and no part in the losses.
+    Each loss is the mean over a sample. A position of ``z`` with NaN or infinity has index -1, zero for its latent and its code, and no part
+    in losses and gradients.
 
     Source: Kumar et al. 2023 (arXiv 2306.06546), section 3.2; Yu et al. 2021 (arXiv 2110.04627), section 3.2.
     """
@@ -44,8 +45,10 @@ class VectorQuantize(nn.Module):
         self.quantizer = supplied_quantizer(codebook_size, codebook_dim, "cosine")
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        latents = self.in_proj(z)
-        codes, indices = self.decode_latents(latents)
+        # Not even a zero gradient times NaN may reach the weights.
+        valid = z.detach().isfinite().all(1)
+        latents = self.in_proj(z.where(valid[:, None], 0.0)).where(valid[:, None], 0.0)
+        codes, indices = self.decode_latents(latents, valid)
         rows = latents.mT.to(torch.promote_types(latents.dtype, torch.float32))
         quantized, _, _ = straight_through(rows, self.codebook.weight.to(rows.dtype), indices)
         kept = latents.where(indices[:, None] >= 0, 0.0)
@@ -61,9 +64,9 @@ class VectorQuantize(nn.Module):
         """The codes of indices (B, T), (B, codebook_dim, T)."""
         return self.embed_code(embed_id).mT
 
-    def decode_latents(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents (B, codebook_dim, T) -> their codes, of that shape, and indices (B, T)."""
-        indices = self.quantizer.encode(latents, codes=self.codebook.weight)
+    def decode_latents(self, latents: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Latents (B, codebook_dim, T) -> their codes, of that shape, and indices (B, T); 0 and -1 where mask, (B, T) bool, is False."""
+        indices = self.quantizer.encode(latents, mask, codes=self.codebook.weight)
         return self.decode_code(indices), indices
 
 

@@ -9,6 +9,7 @@ from vqkit.compat.replacement import attributes, checked, replaces, take_state
 from vqkit.compat.running_means import ema_keys, settled, started_empty
 from vqkit.compat.state import ForeignState, StateKey
 from vqkit.quantizers import Quantizer
+from vqkit.quantizers.layout import feature_rows, project_rows
 
 
 class EuclideanCodebook(ForeignState):
@@ -79,7 +80,7 @@ class VectorQuantization(nn.Module):
     The other arguments are those of ``EuclideanCodebook``.
 
     ``forward(x)``, (B, D, T) -> quantized (B, D, T), indices (B, T), loss (1,). In eval mode, as there, the loss is zero and no gradient
-    passes to ``x``.
+    passes to ``x``. A row that holds NaN or infinity has output 0 and index -1 and reaches no weight.
 
     Source: Defossez et al. 2022 (arXiv 2210.13438), section 3.2 and equation 3.
     """
@@ -98,6 +99,7 @@ class VectorQuantization(nn.Module):
     ):
         super().__init__()
         length = dim if codebook_dim is None else codebook_dim
+        self.dim = dim
         self.project_in = nn.Identity() if length == dim else nn.Linear(dim, length)
         self.project_out = nn.Identity() if length == dim else nn.Linear(length, dim)
         self.epsilon = epsilon
@@ -111,11 +113,12 @@ class VectorQuantization(nn.Module):
         return self._codebook.embed
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        quantized, indices, _ = result = self._codebook.quantizer(self.project_in(x.mT))
+        rows, valid = project_rows(self.project_in, *feature_rows(x, None, self.dim, channel_first=True))
+        quantized, indices, _ = result = self._codebook.quantizer(rows, valid)
         quantized = quantized if self.training else quantized.detach()
         commitment = result.losses["commitment"]
         loss = self.commitment_weight * commitment if self.training and self.commitment_weight > 0 else torch.zeros_like(commitment)
-        return self.project_out(quantized).mT, indices, loss[None]
+        return self.project_out(quantized).where(valid[..., None], 0.0).mT, indices, loss[None]
 
     def encode(self, x: Tensor) -> Tensor:
         """(B, D, T) -> indices (B, T)."""
@@ -123,7 +126,7 @@ class VectorQuantization(nn.Module):
 
     def decode(self, embed_ind: Tensor) -> Tensor:
         """Indices (B, T) -> (B, D, T)."""
-        return self.project_out(self._codebook.decode(embed_ind)).mT
+        return self.project_out(self._codebook.decode(embed_ind)).where(embed_ind[..., None] >= 0, 0.0).mT
 
 
 class ResidualVectorQuantization(nn.Module):

@@ -135,7 +135,7 @@ class VectorQuantizer2(ForeignState):
             raise NotImplementedError("all_to_max_scale: only True is supported, got False")
         sums = []
         for scale, h in enumerate(ms_h_BChw):
-            sums.append(self._added(scale, h.float()) + (sums[-1] if sums else 0))
+            sums.append(self.quantizer.expand(h.float(), scale) + (sums[-1] if sums else 0))
         return sums[-1] if last_one else sums
 
     def idxBl_to_var_input(self, gt_ms_idx_Bl: list[Tensor]) -> Tensor | None:
@@ -148,13 +148,8 @@ class VectorQuantizer2(ForeignState):
         """Add the codes of scale ``si``, (B, D, p, p), to the sum; returns it, and it at the size of the next scale (after the last: as it is)."""
         if SN != len(self.v_patch_nums):
             raise NotImplementedError(f"SN: only {len(self.v_patch_nums)}, the number of scales, is supported, got {SN}")
-        f_hat = f_hat + self._added(si, h_BChw)
+        f_hat = f_hat + self.quantizer.expand(h_BChw, si)
         return f_hat, f_hat if si == SN - 1 else interpolate(f_hat, size=self.quantizer.patch_nums[si + 1], mode="area")
-
-    def _added(self, scale: int, h: Tensor) -> Tensor:
-        """What the codes of a scale, (B, D, p, p), add to the sum."""
-        h, phi = self.quantizer.resize[scale](h), self.quantizer.phi
-        return h if phi is None else phi[self.quantizer._phi_of_scale[scale]](h)
 
 
 @replaces("models.quant.VectorQuantizer2", "VectorQuantizer2")

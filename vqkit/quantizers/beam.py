@@ -1,21 +1,22 @@
 """Beam search over the stages of a residual quantizer: not the nearest code of each stage, but a sum of codes that is near."""
 
+import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vqkit.ops import code_counts, nearest_codes, straight_through
+from vqkit.ops import nearest_codes
 from vqkit.ops.nearest import MAX_K
 from vqkit.quantizers.layout import project_rows
-from vqkit.quantizers.quantized import Quantized
 from vqkit.quantizers.quantizer import Quantizer
 
 
 def takes_part_in_beam_search(stage: nn.Module) -> bool:
-    """Whether a stage can list the codes nearest to a latent: a ``Quantizer``, or one with a method ``candidates``."""
-    return isinstance(stage, Quantizer) or hasattr(stage, "candidates")
+    """Whether a stage can list the codes nearest to a latent, as a ``Quantizer``, or by a method ``candidates``, and take the chosen ones."""
+    lists = isinstance(stage, Quantizer) or hasattr(stage, "candidates")
+    return lists and "indices" in inspect.signature(stage.forward).parameters
 
 
 @torch.no_grad()
@@ -61,34 +62,6 @@ def beam_search(
         totals = totals + _decoded(stage, indices.flatten(), totals, options)
         path = torch.cat([path.gather(1, parents.expand(-1, -1, place)), indices[..., None]], -1)
     return path[:, 0]
-
-
-def quantize_as(stage: nn.Module, x: Tensor, valid: Tensor, indices: Tensor, learn: bool | None = None, **options) -> Quantized:
-    """The result of ``stage(x, valid)`` with these indices, shape of ``valid``, in the place of the nearest; the codebook learns from them.
-
-    A k-means start has been made before.
-    """
-    if not isinstance(stage, Quantizer):
-        return stage(x, valid, indices=indices, learn=learn, **options)
-    latents, valid = _latents(stage, x, valid)
-    indices = indices.where(valid, -1)
-    codes = stage.codes.to(latents.dtype)
-    codes = codes.detach() if learn is False else codes
-    quantized, commitment, codebook_loss = straight_through(latents, codes, indices, gradient=stage.gradient)
-    loss, losses = stage.commitment_weight * commitment, {"commitment": commitment}
-    if stage.codebook.trained_by_gradient:
-        loss, losses["codebook"] = loss + codebook_loss, codebook_loss
-    counts = code_counts(indices, stage.codebook_size)
-    flat, column, counted = latents.reshape(-1, latents.shape[-1]), indices.reshape(-1), valid.reshape(-1)
-    if stage.training:
-        for regularizer in stage.regularizers:
-            term = regularizer(flat, codes, column[:, None], counted)
-            loss, losses[regularizer.name] = loss + regularizer.weight * term, term
-        stage.monitor.observe(flat.detach(), quantized.detach().reshape(flat.shape), counts, counted)
-    if stage.training if learn is None else learn:
-        stage.codebook.observe(flat.detach(), column)
-    output = stage.project_out(quantized.to(x.dtype)).where(valid[..., None], 0.0)
-    return Quantized(output, indices, loss, losses, counts)
 
 
 def _latents(stage: Quantizer, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

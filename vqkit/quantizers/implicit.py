@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from vqkit.codebooks import LearnedCodebook
+from vqkit.codebooks import Codebook, LearnedCodebook
 from vqkit.ops import code_counts
 from vqkit.quantizers.layout import feature_rows
 from vqkit.quantizers.quantized import Quantized
@@ -57,6 +57,7 @@ class ImplicitQuantizer(nn.Module):
     Args:
         dim: D, length of a code and of a residual.
         codebook_size: K.
+        codebook: what yields the codes. Default: a ``LearnedCodebook``. Nothing but the gradient teaches it.
         hidden_dim, depth: of the ``CodeNetwork``.
         commitment_weight: see the formula.
 
@@ -76,13 +77,22 @@ class ImplicitQuantizer(nn.Module):
     conditioned = True
 
     def __init__(
-        self, dim: int, codebook_size: int, *, hidden_dim: int | None = None, depth: int = 4, commitment_weight: float = 1.0
+        self,
+        dim: int,
+        codebook_size: int,
+        *,
+        codebook: Codebook | None = None,
+        hidden_dim: int | None = None,
+        depth: int = 4,
+        commitment_weight: float = 1.0,
     ):
         super().__init__()
+        if codebook is not None and (codebook.size, codebook.dim) != (codebook_size, dim):
+            raise ValueError(f"codebook: expected {codebook_size} codes of length {dim}, got {codebook.size} of length {codebook.dim}")
         self.dim = dim
         self.codebook_size = codebook_size
         self.commitment_weight = commitment_weight
-        self.codebook = LearnedCodebook(codebook_size, dim)
+        self.codebook = LearnedCodebook(codebook_size, dim) if codebook is None else codebook
         self.network = CodeNetwork(dim, hidden_dim, depth)
 
     @property
@@ -142,7 +152,7 @@ class ImplicitQuantizer(nn.Module):
 
         dtype: of the result. Default: that of the module.  condition: as in ``forward``.
         """
-        dtype = self.codebook.codes.dtype if dtype is None else dtype
+        dtype = self.network.project_in.weight.dtype if dtype is None else dtype
         if condition is None:
             condition = torch.zeros(*indices.shape, self.dim, device=indices.device)
         codes = self._moved(indices, condition).to(torch.promote_types(dtype, torch.float32))

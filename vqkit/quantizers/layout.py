@@ -7,13 +7,16 @@ from torch import Tensor, nn
 def feature_rows(x: Tensor, mask: Tensor | None, dim: int, channel_first: bool) -> tuple[Tensor, Tensor]:
     """x with its features last, (..., D), and which of these rows are finite and in the mask, (...) bool.
 
-    x: (..., D), or (B, D, *spatial) with channel_first; floating point.  mask: bool, shape of ``x`` without D, or None.
+    x: (..., D), or (B, D, *spatial) with channel_first; floating point.  mask: bool, shape of ``x`` without D, or None; or int64 (B,), of
+    sequences (B, N, D) or (B, D, N) the lengths: of sample b the first mask[b] positions.
     Raises ValueError for an ``x`` or ``mask`` that does not fit.
     """
     rows = x.movedim(1, -1) if channel_first and x.ndim > 1 else x
     if not x.is_floating_point() or x.ndim < 1 + channel_first or rows.shape[-1] != dim:
         where = "(B, D, *spatial)" if channel_first else "(..., D)"
         raise ValueError(f"x: expected floating point {where} with D = {dim}, got {x.dtype} {tuple(x.shape)}")
+    if mask is not None and mask.dtype == torch.int64 and rows.ndim == 3 and mask.shape == rows.shape[:1]:
+        mask = torch.arange(rows.shape[1], device=mask.device) < mask[:, None]
     if mask is not None and (mask.dtype != torch.bool or mask.shape != rows.shape[:-1]):
         raise ValueError(f"mask: expected bool of shape {tuple(rows.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}")
     valid = rows.detach().isfinite().all(-1)

@@ -10,6 +10,7 @@ from vqkit.codebooks import CODEBOOKS, Codebook
 from vqkit.codebooks.statistics import Float32Statistics
 from vqkit.ops import code_counts, nearest_code
 from vqkit.ops.nearest import Metric
+from vqkit.ops.statistics import check_range
 from vqkit.quantizers.health import Health, HealthMonitor
 from vqkit.quantizers.layout import feature_rows
 from vqkit.quantizers.quantized import Quantized
@@ -230,6 +231,12 @@ class MultiScaleQuantizer(nn.Module):
         total = added if total is None else total + added
         return total, self._tokens(total, scale + 1) if scale + 1 < len(self.patch_nums) else None
 
+    def expand(self, maps: Tensor, scale: int) -> Tensor:
+        """What codes of a scale, (B, D, height, width), add to the sum: resized and blended by its phi, (B, D, H, W). With gradient."""
+        with torch.autocast(maps.device.type, enabled=False):
+            maps = self.resize[scale](maps)
+            return maps if self.phi is None else self.phi[self._phi_of_scale[scale]](maps)
+
     def split(self, indices: Tensor) -> list[Tensor]:
         """(B, L) -> the token map of each scale, (B, height, width)."""
         parts = indices.split(self.tokens, 1)
@@ -238,11 +245,6 @@ class MultiScaleQuantizer(nn.Module):
     def health(self) -> Health:
         """As ``Quantizer.health``, over all scales."""
         return self.monitor.read()
-
-    def train(self, mode: bool = True):
-        if self.training and not mode and not self.monitor.steps.is_meta:
-            self.monitor.read()
-        return super().train(mode)
 
     def _maps(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, D, H, W) in float32 or better, zero where a picture is left out, and which pictures are not, (B,) bool."""
@@ -266,10 +268,7 @@ class MultiScaleQuantizer(nn.Module):
     def _contribution(self, indices: Tensor, codes: Tensor, scale: int) -> Tensor:
         """What a scale adds to the sum: (B, tokens) -> (B, D, H, W); a picture whose indices are -1 gets what must not be used."""
         tokens = embedding(indices.clamp(min=0), codes)
-        maps = tokens.transpose(1, 2).reshape(len(indices), self.dim, *self.patch_nums[scale])
-        with torch.autocast(maps.device.type, enabled=False):
-            maps = self.resize[scale](maps)
-            return maps if self.phi is None else self.phi[self._phi_of_scale[scale]](maps)
+        return self.expand(tokens.transpose(1, 2).reshape(len(indices), self.dim, *self.patch_nums[scale]), scale)
 
     def _error(self, maps: Tensor, total: Tensor, valid: Tensor) -> Tensor:
         return (maps - total).where(valid[:, None, None, None], 0.0).square().sum()
@@ -279,10 +278,7 @@ class MultiScaleQuantizer(nn.Module):
         ends = [sum(self.tokens[: scale + 1]) for scale in range(len(self.tokens))]
         if indices.ndim != 2 or indices.shape[1] not in ends:
             raise ValueError(f"indices: expected (B, n) with n among {ends}, the ends of the scales, got shape {tuple(indices.shape)}")
-        if indices.device.type == "cpu" and indices.numel() and not torch.compiler.is_compiling():
-            low, high = (int(bound) for bound in indices.aminmax())
-            if not -1 <= low <= high < self.codebook_size:
-                raise IndexError(f"indices: expected -1 <= index < {self.codebook_size}, the number of codes, got {low}..{high}")
+        check_range(indices, self.codebook_size, "codebook_size")
         codes = self.codes.to(torch.promote_types(self._dtype(dtype), torch.float32))
         kept = (indices[:, 0] >= 0)[:, None, None, None]
         total = codes.new_zeros(len(indices), self.dim, *self.patch_nums[-1])

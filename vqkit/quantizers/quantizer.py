@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from vqkit.codebooks import CODEBOOKS, Codebook
 from vqkit.ops import code_counts, nearest_codes, sample_codes, straight_through
 from vqkit.ops.nearest import MAX_K, Metric
+from vqkit.ops.statistics import check_range
 from vqkit.ops.straight_through import Gradient
 from vqkit.quantizers.health import Health, HealthMonitor
 from vqkit.quantizers.layout import feature_rows, project_rows
@@ -140,6 +141,7 @@ class Quantizer(nn.Module):
         mask: Tensor | None = None,
         codes: Tensor | None = None,
         *,
+        indices: Tensor | None = None,
         learn: bool | None = None,
         update_weight: float | Tensor | None = None,
     ) -> Quantized:
@@ -148,8 +150,11 @@ class Quantizer(nn.Module):
         Args:
             x: (..., D), or (B, D, *spatial) with channel_first; any floating dtype (the search runs in float32 or better).
             mask: bool, shape of ``x`` without D; False leaves a row out: output 0, index -1, no part in losses, statistics, counts or
-                gradients. A row that holds NaN or infinity is left out as well.
+                gradients. A row that holds NaN or infinity is left out as well. Of sequences (B, N, D) or (B, D, N) also int64 (B,), the
+                lengths: the positions from there on are left out.
             codes: (K, codebook_dim) to use in place of the codebook's own.
+            indices: as ``encode`` returns them, to take in place of the nearest; -1 leaves a row out. The codebook learns from them; what
+                it takes from a batch before the search (a k-means start, affine moments) waits for a call without.
             learn: whether the codebook learns from ``x``. False freezes it for this call: neither its statistics nor, by gradient,
                 the codes change. Default: in training mode.
             update_weight: of a codebook that follows running means: a factor () or (K,) of how far this call moves them.
@@ -160,17 +165,23 @@ class Quantizer(nn.Module):
 
         The loss has its ``regularizers`` in training mode only.
 
-        Raises ValueError for an ``x``, ``mask``, ``codes`` or ``update_weight`` that does not fit; nothing has changed then.
+        Raises ValueError for an ``x``, ``mask``, ``codes``, ``indices`` or ``update_weight`` that does not fit, or IndexError for an index
+        (on the CPU); nothing has changed then.
         """
         codes = None if codes is None else self._checked(codes)
         weight = () if update_weight is None else (self._checked_weight(update_weight),)
         latents, shape, valid = self._latents(x, mask)
         learning = self.training if learn is None else learn
-        if learning:
+        if indices is not None:
+            indices = self._columns(indices, shape).where(valid[:, None], -1)
+            valid = indices[:, 0] >= 0
+        elif learning:
             self.codebook.prepare(latents.detach(), valid)
         codes = self.resolve_codes(codes).to(latents.dtype)
         codes = codes.detach() if learn is False else codes
-        indices = self._sample(latents, codes, valid) if self.training and self.temperature else self._search(latents, codes, valid)
+        if indices is None:
+            sampled = self.training and self.temperature
+            indices = self._sample(latents, codes, valid) if sampled else self._search(latents, codes, valid)
         quantized, commitment, codebook_loss = straight_through(latents, codes, indices, gradient=self.gradient)
         loss = self.commitment_weight * commitment
         losses = {"commitment": commitment}
@@ -204,7 +215,7 @@ class Quantizer(nn.Module):
         dtype: that of ``x``. Default: the dtype of the module, set by ``.to(dtype)`` and the like.
         Raises ValueError for a shape or IndexError for an index that does not fit (on the CPU). No gradient.
         """
-        tail = (self.heads,) * (self.heads > 1) + (self.top_k,) * (self.top_k > 1)
+        tail = self._tail
         if tail and tuple(indices.shape[-len(tail) :]) != tail:
             raise ValueError(f"indices: expected a shape that ends in {tail} (heads, top_k), got {tuple(indices.shape)}")
         shape = indices.shape[: indices.ndim - len(tail)]
@@ -220,6 +231,11 @@ class Quantizer(nn.Module):
     def health(self) -> Health:
         """How the codebook fares in training. Waits for the device; warns, once, of a collapsed codebook."""
         return self.monitor.read()
+
+    @property
+    def _tail(self) -> tuple[int, ...]:
+        """The dimensions that indices have beside those of the positions."""
+        return (self.heads,) * (self.heads > 1) + (self.top_k,) * (self.top_k > 1)
 
     def _checked_weight(self, weight: float | Tensor) -> float | Tensor:
         if not self.codebook.weighs_updates:
@@ -250,12 +266,20 @@ class Quantizer(nn.Module):
         _, indices = nearest_codes(latents, codes, self.top_k, metric=self.metric)
         return indices.where(valid[:, None], -1)
 
+    def _columns(self, indices: Tensor, shape: torch.Size) -> Tensor:
+        """Indices that were given for positions of this shape, as they are searched: (N * heads, top_k)."""
+        expected = (*shape, *self._tail)
+        if indices.dtype != torch.int64 or tuple(indices.shape) != expected:
+            raise ValueError(f"indices: expected int64 of shape {expected}, got {indices.dtype} {tuple(indices.shape)}")
+        check_range(indices, self.codebook_size, "codebook_size")
+        return indices.reshape(-1, self.top_k)
+
     def _sample(self, latents: Tensor, codes: Tensor, valid: Tensor) -> Tensor:
         affinity = "similarity" if self.metric == "cosine" else "distance"
         return sample_codes(latents, codes, valid, scale=1 / self.temperature, affinity=affinity)[:, None]
 
     def _shaped(self, indices: Tensor, shape: torch.Size) -> Tensor:
-        return indices.view((*shape, *(self.heads,) * (self.heads > 1), *(self.top_k,) * (self.top_k > 1)))
+        return indices.view((*shape, *self._tail))
 
     def _restored(self, vectors: Tensor, shape: torch.Size, valid: Tensor, dtype: torch.dtype) -> Tensor:
         """Flat vectors back in the layout of x; masked places stay zero after the projection."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vqkit.codebooks import Codebook
 from vqkit.codebooks.ranks import sum_over_ranks, world
 from vqkit.ops import straight_through
-from vqkit.quantizers.beam import beam_search, quantize_as, takes_part_in_beam_search
+from vqkit.quantizers.beam import beam_search, takes_part_in_beam_search
 from vqkit.quantizers.health import Health
 from vqkit.quantizers.layout import feature_rows, project_rows
 from vqkit.quantizers.quantized import Quantized
@@ -107,7 +107,7 @@ class ResidualQuantizer(nn.Module):
             for place, stage in enumerate(quantizers):
                 if not takes_part_in_beam_search(stage):
                     kind = type(stage).__name__
-                    raise ValueError(f"beam_size: expected 1 as quantizers[{place}], a {kind}, does not list its nearest codes")
+                    raise ValueError(f"beam_size: expected 1 as quantizers[{place}], a {kind}, does not list its nearest codes or take chosen ones")
         self.dim = width if dim is None else dim
         self.quantizers = nn.ModuleList(quantizers)
         self.codebook = share_codebook(quantizers) if shared_codebook else None
@@ -168,8 +168,9 @@ class ResidualQuantizer(nn.Module):
             options = self._options(stage, total)
             if learn is not None and self._teachable[place]:
                 options["learn"] = learn
-            given = residual.to(_dtype(stage, inner))
-            part = stage(given, valid, **options) if found is None else quantize_as(stage, given, valid, found[..., place], **options)
+            if found is not None:
+                options["indices"] = found[..., place]
+            part = stage(residual.to(_dtype(stage, inner)), valid, **options)
             parts.append(part)
             quantized = part.quantized.to(rows.dtype)
             residual, total, summed = residual - quantized.detach(), total + quantized.detach(), summed + quantized

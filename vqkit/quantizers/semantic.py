@@ -36,16 +36,24 @@ class SemanticQuantizer(Quantizer):
         super().__init__(codebook.dim, codebook.size, codebook=codebook, **options)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, classes: Tensor | None = None, *, learn: bool | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        classes: Tensor | None = None,
+        *,
+        indices: Tensor | None = None,
+        learn: bool | None = None,
     ) -> Quantized:
         """Quantize ``x``; arguments and result as in ``Quantizer.forward``, and
 
         classes: int64 in -1..C-1, shape of ``x`` without D; -1 where nothing is known. Looked at in training mode only.
 
-        Raises ValueError also for classes that do not fit, IndexError for a class out of range (on the CPU).
+        Raises ValueError also for classes that do not fit or stand beside indices, IndexError for a class out of range (on the CPU).
         """
         if classes is None:
-            return super().forward(x, mask, learn=learn)
+            return super().forward(x, mask, indices=indices, learn=learn)
+        if indices is not None:
+            raise ValueError("indices: expected None beside classes")
         self._check_classes(classes, x)
         if not self.training:
             return super().forward(x, mask, learn=learn)

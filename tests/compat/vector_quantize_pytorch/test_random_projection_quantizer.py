@@ -69,6 +69,8 @@ def test_the_dtype_and_rows_that_are_not_finite(number):
 def test_what_is_not_supported_says_so():
     with pytest.raises(NotImplementedError, match="sync_codebook"):
         made(RandomProjectionQuantizer, dict(sync_codebook=False))
+    with pytest.raises(NotImplementedError, match="kmeans_init"):
+        made(RandomProjectionQuantizer, dict(kmeans_init=True))
     with pytest.raises(ValueError, match="codebook_dim"):
         RandomProjectionQuantizer(dim=4, codebook_size=8, codebook_dim=0)
 

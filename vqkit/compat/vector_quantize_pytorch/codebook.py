@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from vqkit.codebooks import AffineCodebook, EMACodebook
 from vqkit.codebooks.ranks import draw_latents, sum_over_ranks
+from vqkit.codebooks.sharding import WrittenParameters
 from vqkit.codebooks.statistics import Float32Statistics
 from vqkit.codebooks.stored import StoredCodebook
 from vqkit.ops import code_statistics
@@ -38,7 +39,7 @@ class Learning:
     threshold_ema_dead_code: float = 0
 
 
-class Codebook(Float32Statistics):
+class Codebook(Float32Statistics, WrittenParameters):
     """Buffers or parameters initted (), cluster_size (H, K), embed_avg (H, K, D) and embed (H, K, D), on which H quantizers work.
 
     dim, codebook_size, num_codebooks: D, K and H.  learning: see there.  use_cosine_sim, gradient: of the quantizers.
@@ -205,7 +206,7 @@ class HeadCodebook(EMACodebook):
     def update(self) -> None:
         super().update()
         if self.cosine:
-            self.codes.copy_(normalize(self.codes, dim=-1, eps=1e-6))
+            self._write(normalize(self.codes, dim=-1, eps=1e-6), self.codes.new_ones((), dtype=torch.bool))
 
     @torch.no_grad()
     def expire(self, latents: Tensor, valid: Tensor) -> None:
@@ -215,6 +216,9 @@ class HeadCodebook(EMACodebook):
     def _restart(self, centres: Tensor, counts: Tensor, start: Tensor) -> None:
         super()._restart(centres, counts, start)
         self.update()
+
+    def _write(self, codes: Tensor, where: Tensor) -> None:
+        self._whole[0].write("embed", codes, where, self.head)
 
     def _replace(self, dead: Tensor, rows: Tensor) -> None:
         if self._whole[0].expires_at_once:

@@ -82,26 +82,15 @@ class LFQ(ForeignState):
         check(dim is not None or codebook_size is not None, "codebook_size: expected one where dim is not given, got None")
         keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
         check(num_codebooks == 1 or keep, f"keep_num_codebooks_dim: expected True with num_codebooks={num_codebooks}, got False")
-        quantizer = LookupFreeQuantizer(
-            # Its own width, with the projections outside.
-            None if codebook_size is not None else dim * num_codebooks,
-            2**dim if codebook_size is None else codebook_size,
-            num_codebooks=num_codebooks,
-            entropy_weight=entropy_loss_weight,
-            frac_per_sample_entropy=frac_per_sample_entropy,
-            probability_floor=_FLOOR,
-            codebook_scale=codebook_scale,
-            spherical=spherical,
-            soft_clamp=soft_clamp_input_value,
-            activation=straight_through_activation,
-            orthogonal_rotation=orthogonal_rotation,
-        )
-        width = quantizer.dim
+        codebook_size = 2**dim if codebook_size is None else codebook_size
+        check(codebook_size > 1, f"codebook_size: expected a power of 2, at least 2, got {codebook_size}")
+        bits = codebook_size.bit_length() - 1
+        width = bits * num_codebooks
         self.dim = width if dim is None else dim
         self.has_projections = self.dim != width if has_projections is None else has_projections
         check(self.has_projections or self.dim == width, f"has_projections: expected True with dim={self.dim} and {width} bits, got False")
-        self.codebook_size = quantizer.codebook_size
-        self.codebook_dim = quantizer.codebook_dim
+        self.codebook_size = codebook_size
+        self.codebook_dim = bits
         self.num_codebooks = num_codebooks
         self.keep_num_codebooks_dim = keep
         self.channel_first = channel_first
@@ -124,8 +113,21 @@ class LFQ(ForeignState):
             self.project_in = nn.Linear(self.dim, width, bias=projection_has_bias)
         if self.has_projections:
             self.project_out = nn.Linear(width, self.dim, bias=projection_has_bias)
-        self.quantizer = quantizer
-        self.register_buffer("mask", quantizer.basis.clone())
+        self.quantizer = LookupFreeQuantizer(
+            # Its own width, with the projections outside.
+            width,
+            codebook_size,
+            num_codebooks=num_codebooks,
+            entropy_weight=entropy_loss_weight,
+            frac_per_sample_entropy=frac_per_sample_entropy,
+            probability_floor=_FLOOR,
+            codebook_scale=codebook_scale,
+            spherical=spherical,
+            soft_clamp=soft_clamp_input_value,
+            activation=straight_through_activation,
+            orthogonal_rotation=orthogonal_rotation,
+        )
+        self.register_buffer("mask", self.quantizer.basis.clone())
 
     def state_keys(self) -> list[StateKey]:
         activation = [StateKey(f"quantizer.activation.{name}", f"activation.{name}") for name in self.activation.state_dict()]

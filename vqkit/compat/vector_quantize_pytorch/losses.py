@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 # Distances of one block.
@@ -80,3 +81,38 @@ class PositionDiversity:
             return (share * share.clamp(min=1e-5).log()).sum()
 
         return _sum_over_blocks(block, codes, self.samples, latents, valid) / (counted > 0).sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class LatentDiversity:
+    """``PositionDiversity`` of latents in the order (B, *positions, H)."""
+
+    temperature: float
+    cosine: bool
+    shape: torch.Size
+    weight: float = 0.0
+    name = PositionDiversity.name
+
+    def __call__(self, latents: Tensor, codes: Tensor, indices: Tensor, valid: Tensor) -> Tensor:
+        batch, *positions, heads, dim = self.shape
+        term = PositionDiversity(self.temperature, self.cosine, batch * heads)
+        rows = latents.view(batch, -1, heads, dim).transpose(0, 1).reshape(-1, dim)
+        return term(rows, codes, indices, valid.view(batch, -1, heads).transpose(0, 1).reshape(-1))
+
+
+def orthogonality(codes: Tensor, counted: Tensor) -> Tensor:
+    """mean of (C C^T - 1)^2 over the K x K inner products of the directions of the codes (K, D) that count, (K,) bool.
+
+    A zero code has no direction, and counts as one that is not of unit length. O(K D + D^2) memory.
+
+    Source: Shin et al. 2021 (arXiv 2112.00384), equation 2.
+    """
+    number = counted.sum()
+    directions = normalize(codes, dim=-1, eps=1e-6).where(counted[:, None], 0.0)
+    error = (directions.T @ directions).square().sum() - 2 * directions.square().sum() + number
+    return error / number.clamp(min=1).square()
+
+
+def orthogonal_loss_fn(codes: Tensor) -> Tensor:
+    """``orthogonality`` of all codes (H, K, D), the mean over H."""
+    return sum(orthogonality(table, table.new_ones(len(table), dtype=torch.bool)) for table in codes) / len(codes)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from vqkit.codebooks.statistics import Float32Statistics
-from vqkit.compat.vector_quantize_pytorch.arguments import check
+from vqkit.compat.vector_quantize_pytorch.arguments import check, expect
 from vqkit.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 from vqkit.quantizers.layout import feature_rows
 
@@ -17,7 +17,7 @@ class RandomProjectionQuantizer(Float32Statistics):
 
     ``forward(x)`` -> labels (*x without D[, C]) int64; ``forward(x, indices)`` -> the cross-entropy (), as ``VectorQuantize`` has it, with its
     gradient to ``x``. x: (*positions, D). ``kwargs`` are arguments of ``VectorQuantize``, whose docstring holds: what is not supported there
-    raises NotImplementedError here. Nothing is learned. With several codebooks the projections of all of them pass
+    raises NotImplementedError here, as does ``kmeans_init``. Nothing is learned. With several codebooks the projections of all of them pass
     ``vq.project_in``, a random linear layer, to as many pieces of C ``codebook_dim`` numbers each, which are what is compared.
 
     Where the original errs it is not followed: the projections are kept and multiplied in float32 whatever the dtype of the model, so that
@@ -32,6 +32,7 @@ class RandomProjectionQuantizer(Float32Statistics):
         super().__init__()
         for name, value in (("dim", dim), ("codebook_dim", codebook_dim), ("num_codebooks", num_codebooks)):
             check(value >= 1, f"{name}: expected at least 1, got {value}")
+        expect(not kwargs.get("kmeans_init"), "kmeans_init: the codes stay as they are drawn")
         self.dim = dim
         self.num_codebooks = num_codebooks
         self.register_buffer("rand_projs", nn.init.xavier_normal_(torch.empty(num_codebooks, dim, codebook_dim)))

@@ -10,7 +10,8 @@ from vqkit.codebooks.ranks import sum_over_ranks, world
 from vqkit.compat.embedding import code_vectors
 from vqkit.compat.state import ForeignState, StateKey
 from vqkit.compat.vector_quantize_pytorch.arguments import check, expect
-from vqkit.compat.vector_quantize_pytorch.vector_quantize_pytorch import Step, Transform, VectorQuantize, directional_reparam
+from vqkit.compat.vector_quantize_pytorch.heads import Step, Transform, directional_reparam
+from vqkit.compat.vector_quantize_pytorch.vector_quantize_pytorch import VectorQuantize
 from vqkit.ops.nearest import MAX_K
 from vqkit.quantizers import ImplicitQuantizer
 from vqkit.quantizers.beam import beam_search
@@ -229,12 +230,9 @@ class ResidualVQ(ForeignState):
     def _implicit_stages(self, options: dict) -> tuple[ImplicitQuantizer, ...]:
         unknown = options.keys() - {"dim_hidden", "depth"}
         check(not unknown, f"mlp_kwargs: expected dim_hidden or depth, got {sorted(unknown)}")
-        stages = []
-        for layer in self.layers[1:]:
-            stage = ImplicitQuantizer(self.codebook_dim, 1, hidden_dim=options.get("dim_hidden"), depth=options.get("depth", 4))
-            stage.codebook_size, stage.codebook = layer.codebook_size, layer._codebook.quantizers[0].codebook
-            stages.append(stage)
-        return tuple(stages)
+        network = {"hidden_dim": options.get("dim_hidden"), "depth": options.get("depth", 4)}
+        books = [layer._codebook.quantizers[0].codebook for layer in self.layers[1:]]
+        return tuple(ImplicitQuantizer(self.codebook_dim, book.size, codebook=book, **network) for book in books)
 
     def _channel_axis(self, ndim: int) -> int:
         """Where the features are in an input of so many dimensions."""

@@ -3,11 +3,10 @@
 from collections import namedtuple
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.optim import Optimizer
 
 from vqkit.codebooks import accumulate
@@ -15,46 +14,18 @@ from vqkit.codebooks.ranks import sum_over_ranks, world
 from vqkit.compat.embedding import code_vectors
 from vqkit.compat.vector_quantize_pytorch.arguments import check, expect
 from vqkit.compat.vector_quantize_pytorch.codebook import Codebook, Learning
-from vqkit.compat.vector_quantize_pytorch.losses import CrossEntropy, PositionDiversity
-from vqkit.ops import code_counts, nearest_codes, straight_through
+from vqkit.compat.vector_quantize_pytorch.heads import Found, Head, Step, compared, opaque_transform
+from vqkit.compat.vector_quantize_pytorch.losses import (  # noqa: F401  orthogonal_loss_fn is imported from here by its users
+    CrossEntropy,
+    LatentDiversity,
+    orthogonal_loss_fn,
+    orthogonality,
+)
+from vqkit.ops import code_counts
 from vqkit.ops.nearest import MAX_K
-from vqkit.quantizers import Quantizer
-from vqkit.quantizers.beam import quantize_as
 from vqkit.quantizers.layout import feature_rows, project_rows
 
 LossBreakdown = namedtuple("LossBreakdown", ["commitment", "codebook_diversity", "orthogonal_reg", "inplace_optimize"])
-
-# Finds indices (N,) and the codes there, (N, D), with a gradient, for latents (N, D) and codes (K, D) that it moves for every row.
-Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Step:
-    """What is particular about one call.
-
-    frozen: nothing is learned.  topk: the nearest so many codes are returned, None: the nearest.  chosen: (...,) codes to take.
-    targets: (...[, H]) codes of which the cross-entropy is asked for.  transform: see there.
-    weight, accumulates, ema_update: of the running means.
-    """
-
-    frozen: bool = False
-    topk: int | None = None
-    chosen: Tensor | None = None
-    targets: Tensor | None = None
-    transform: Transform | None = None
-    weight: float | Tensor | Callable | None = None
-    accumulates: bool = False
-    ema_update: bool | None = None
-
-
-@dataclass(frozen=True)
-class Found:
-    """Of one head: quantized (..., 1 or k, D), indices (..., 1 or k), the commitment, () or (..., k), and other terms by name."""
-
-    quantized: Tensor
-    indices: Tensor
-    commitment: Tensor
-    terms: dict[str, Tensor]
 
 
 class VectorQuantize(nn.Module):
@@ -255,7 +226,7 @@ class VectorQuantize(nn.Module):
         indices = (indices if self.heads > 1 else indices[..., None]).where(valid[..., None], -1)
         with self._learning(Step(ema_update=ema_update, accumulates=accum_ema_update)):
             for quantizer, piece, column in zip(self._codebook.quantizers, self._pieces(latents), self._pieces(indices, -1)):
-                rows = _compared(piece, valid[..., None].expand(piece.shape[:-1]), self.use_cosine_sim)
+                rows = compared(piece, valid[..., None].expand(piece.shape[:-1]), self.use_cosine_sim)
                 quantizer.codebook.observe(rows, column.reshape(-1), ema_update_weight)
 
     update_ema_indices = update_indices
@@ -269,7 +240,7 @@ class VectorQuantize(nn.Module):
         latents = x.unflatten(-1, (self.heads, self.codebook_dim))
         for head, piece in enumerate(self._pieces(latents)):
             counted = valid[..., None].expand(piece.shape[:-1])
-            self._codebook.expire(_compared(piece, counted, self.use_cosine_sim), counted.reshape(-1), head)
+            self._codebook.expire(compared(piece, counted, self.use_cosine_sim), counted.reshape(-1), head)
 
     @torch.no_grad()
     def update_in_place_optimizer(self) -> None:
@@ -335,6 +306,7 @@ class VectorQuantize(nn.Module):
                 for book in self._codebook.books:
                     book.follow(learns=False)
             targets = self._pieces(self._targets(step), -1)
+            variance = self.directional_reparam_variance if self.directional_reparam else None
             parts = []
             for place, (quantizer, piece) in enumerate(zip(self._codebook.quantizers, self._pieces(latents))):
                 counted = valid[..., None].expand(piece.shape[:-1])
@@ -343,7 +315,10 @@ class VectorQuantize(nn.Module):
                 weight = step.weight
                 if isinstance(weight, Tensor) and weight.ndim == 2:
                     weight = weight[place if len(weight) > 1 else 0]
-                parts.append(self._head(quantizer, piece, counted, replace(step, weight=weight), terms, routed))
+                head = Head(
+                    quantizer, self._codebook.learning, replace(step, weight=weight), terms, routed, variance, self.sync_update_v
+                )
+                parts.append(head.quantize(piece, counted))
         indices = torch.cat([part.indices for part in parts], -1)
         loss, breakdown = self._loss(parts, step)
         breakdown["inplace_optimize"] = inplace
@@ -404,90 +379,10 @@ class VectorQuantize(nn.Module):
         """The regularizers of a call, for latents (B, *positions, H, D)."""
         terms = ()
         if self.training and self.has_codebook_diversity_loss:
-            terms += (_Diversity(self.codebook_diversity_temperature, self.use_cosine_sim, piece.shape),)
+            terms += (LatentDiversity(self.codebook_diversity_temperature, self.use_cosine_sim, piece.shape),)
         if targets is not None or (self.training and self.has_commitment_loss and self.commitment_use_cross_entropy_loss):
             terms += (CrossEntropy(self.use_cosine_sim, None if targets is None else targets.reshape(-1)),)
         return terms
-
-    def _head(self, quantizer: Quantizer, latents: Tensor, valid: Tensor, step: Step, terms: tuple, routed: bool) -> Found:
-        """Quantize the latents (..., H, D) of one codebook."""
-        if step.topk is not None:
-            return self._nearest_few(quantizer, latents, valid, step, terms, routed)
-        if step.transform is not None:
-            return self._transformed(quantizer, latents, valid, step, routed)
-        quantizer.regularizers = terms
-        learn = False if step.frozen else None
-        if step.chosen is None:
-            result = quantizer(latents, valid, learn=learn, update_weight=step.weight)
-        else:
-            result = quantize_as(quantizer, latents, valid, step.chosen[..., None], learn=learn)
-        quantizer.regularizers = ()
-        found = result.losses
-        if not self.training:
-            rows, codes = _compared(latents, valid, self.use_cosine_sim), quantizer.codes
-            found |= {term.name: term(rows, codes, result.indices.reshape(-1, 1), valid.reshape(-1)) for term in terms}
-        quantized = result.quantized
-        if not routed or self.directional_reparam:
-            raw = quantized.detach()
-            if self._codebook.learning.parameter and not step.frozen:
-                chosen = code_vectors(quantizer.codes, result.indices)
-                raw = raw + (chosen - chosen.detach()).to(raw.dtype)
-            quantized = self._directed(latents, raw, valid) if routed else raw
-        return Found(self._optimistic(quantized), result.indices, self._commitment(found), found)
-
-    def _commitment(self, found: dict[str, Tensor]) -> Tensor:
-        """mean (x - q)^2, with a gradient to the codes where they are learned."""
-        codebook = found.get("codebook")
-        return found["commitment"] if codebook is None else found["commitment"] + (codebook - codebook.detach())
-
-    def _optimistic(self, quantized: Tensor) -> Tensor:
-        return quantized + self.sync_update_v * (quantized - quantized.detach()) if self.training and self.sync_update_v else quantized
-
-    def _directed(self, latents: Tensor, codes: Tensor, valid: Tensor) -> Tensor:
-        return directional_reparam(latents, codes, self.directional_reparam_variance).where(valid[..., None], 0.0)
-
-    def _nearest_few(self, quantizer: Quantizer, latents: Tensor, valid: Tensor, step: Step, terms: tuple, routed: bool) -> Found:
-        """The nearest codes of each latent (..., 1, D), side by side (..., k, D)."""
-        rows, codes = self._search_operands(quantizer, latents, valid, step)
-        _, indices = nearest_codes(rows, codes, step.topk, metric=quantizer.metric)
-        indices = indices.where(valid.reshape(-1, 1), -1)
-        chosen = code_vectors(codes, indices)
-        repeated = rows[:, None].expand(chosen.shape)
-        if routed and self.directional_reparam:
-            quantized = self._directed(repeated, chosen, indices >= 0)
-        elif routed:
-            quantized, _, _ = straight_through(repeated.contiguous(), codes, indices[..., None], gradient=quantizer.gradient)
-        else:
-            quantized = chosen
-        learned = chosen if self._codebook.learning.by_gradient else chosen.detach()
-        commitment = (learned - repeated).square().mean(-1).where(indices >= 0, 0.0)
-        shape = (*latents.shape[:-2], step.topk)
-        found = {term.name: term(rows, codes, indices, valid.reshape(-1)) for term in terms}
-        return Found(self._optimistic(quantized).view(*shape, -1), indices.view(shape), commitment.view(shape), found)
-
-    def _transformed(self, quantizer: Quantizer, latents: Tensor, valid: Tensor, step: Step, routed: bool) -> Found:
-        """The nearest of codes that a function moves for each latent (..., 1, D)."""
-        counted = valid.reshape(-1)
-        rows, codes = self._search_operands(quantizer, latents, valid, step)
-        indices, chosen = step.transform(rows, codes)
-        indices = (indices if step.chosen is None else step.chosen.reshape(-1)).where(counted, -1)
-        places = torch.arange(len(indices), device=indices.device).where(counted, -1)
-        quantized, commitment, codebook = straight_through(rows, chosen.to(rows.dtype), places, gradient=quantizer.gradient)
-        if not routed or self.directional_reparam:
-            quantized = self._directed(rows, chosen, counted) if routed else chosen.where(counted[:, None], 0.0)
-        found = {"commitment": commitment} | ({"codebook": codebook} if self.learnable_codebook and not step.frozen else {})
-        if self.training and not step.frozen:
-            quantizer.codebook.observe(rows.detach(), indices)
-        shape = latents.shape
-        return Found(self._optimistic(quantized).view(shape), indices.view(shape[:-1]), self._commitment(found), found)
-
-    def _search_operands(self, quantizer: Quantizer, latents: Tensor, valid: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Latents (N, D) and codes (K, D) as the search compares them, after the codebook has seen its first batch."""
-        rows = _compared(latents, valid, self.use_cosine_sim)
-        if self.training and not step.frozen:
-            quantizer.codebook.prepare(rows.detach(), valid.reshape(-1))
-        codes = quantizer.codes.to(rows.dtype)
-        return rows, codes.detach() if step.frozen else codes
 
     def _optimize_in_place(self, latents: Tensor, valid: Tensor, temperature: float) -> Tensor:
         """Move the codes towards the latents by a step of their own optimizer; the loss that it was for."""
@@ -561,70 +456,3 @@ class VectorQuantize(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, codebook_size={self.codebook_size}, heads={self.heads}, commitment_weight={self.commitment_weight}"
-
-
-@dataclass(frozen=True)
-class _Diversity:
-    """``PositionDiversity`` of latents in the order (B, *positions, H)."""
-
-    temperature: float
-    cosine: bool
-    shape: torch.Size
-    weight: float = 0.0
-    name = PositionDiversity.name
-
-    def __call__(self, latents: Tensor, codes: Tensor, indices: Tensor, valid: Tensor) -> Tensor:
-        batch, *positions, heads, dim = self.shape
-        term = PositionDiversity(self.temperature, self.cosine, batch * heads)
-        rows = latents.view(batch, -1, heads, dim).transpose(0, 1).reshape(-1, dim)
-        return term(rows, codes, indices, valid.view(batch, -1, heads).transpose(0, 1).reshape(-1))
-
-
-def _compared(latents: Tensor, valid: Tensor, cosine: bool) -> Tensor:
-    """Latents (..., D) as the search compares them: (N, D) float32 or better, zero where not valid, (...)."""
-    rows = latents.where(valid[..., None], 0.0).reshape(-1, latents.shape[-1])
-    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-    return normalize(rows, dim=-1) if cosine else rows
-
-
-def directional_reparam(latents: Tensor, codes: Tensor, variance: float = 5e-3) -> Tensor:
-    """x + sg(u) |c - x| with u the direction of c - x and of normal noise of this variance; gradient to both.
-
-    latents, codes: (..., D).
-
-    Source: DiVeQ, https://openreview.net/forum?id=KRVnpTbx7R, figure 1.
-    """
-    error = codes - latents
-    direction = normalize(error + variance**0.5 * torch.randn_like(error), dim=-1, eps=1e-6).detach()
-    return latents + direction * error.norm(dim=-1, keepdim=True)
-
-
-def orthogonality(codes: Tensor, counted: Tensor) -> Tensor:
-    """mean of (C C^T - 1)^2 over the K x K inner products of the directions of the codes (K, D) that count, (K,) bool.
-
-    A zero code has no direction, and counts as one that is not of unit length. O(K D + D^2) memory.
-
-    Source: Shin et al. 2021 (arXiv 2112.00384), equation 2.
-    """
-    number = counted.sum()
-    directions = normalize(codes, dim=-1, eps=1e-6).where(counted[:, None], 0.0)
-    error = (directions.T @ directions).square().sum() - 2 * directions.square().sum() + number
-    return error / number.clamp(min=1).square()
-
-
-def orthogonal_loss_fn(codes: Tensor) -> Tensor:
-    """``orthogonality`` of all codes (H, K, D), the mean over H."""
-    return sum(orthogonality(table, table.new_ones(len(table), dtype=torch.bool)) for table in codes) / len(codes)
-
-
-def opaque_transform(function: Callable[[Tensor], Tensor], cosine: bool) -> Transform:
-    """Of a function that moves codes (1, K, D) for every position at once, into (1, B, *positions, K, D): this array is held."""
-
-    def transform(latents: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        moved = function(codes[None]).reshape(len(latents), *codes.shape)
-        moved = normalize(moved, dim=-1) if cosine else moved
-        with torch.no_grad():
-            indices = (latents[:, None] - moved).square().sum(-1).argmin(-1)
-        return indices, moved[torch.arange(len(latents), device=latents.device), indices]
-
-    return transform
