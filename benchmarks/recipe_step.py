@@ -78,8 +78,7 @@ def compiled_networks(run: Run) -> None:
 
 
 def fused_adam(run: Run) -> None:
-    group = run.optimizer.param_groups[0]
-    run.optimizer = torch.optim.Adam(group["params"], group["lr"], betas=group["betas"], fused=True)
+    run.optimizer = _optimizer(run, fused=True)
 
 
 def channels_last(run: Run) -> None:
@@ -181,10 +180,15 @@ def deterministic(enabled: bool) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
+def _optimizer(run: Run, **options: bool) -> torch.optim.Optimizer:
+    """The run's optimiser, of the model as it is now."""
+    from training.optimization import create_optimizer
+
+    return create_optimizer([run.model, *([run.guide.module] if run.guide else [])], run.settings, run.settings.weight_decay, **options)
+
+
 def _renew(run: Run) -> None:
     """What the run derives from its model, of the changed one."""
     run.average = copy.deepcopy(run.model).eval().requires_grad_(False)
-    group = run.optimizer.param_groups[0]
-    guided = run.guide.module.parameters() if run.guide else ()
-    run.optimizer = torch.optim.Adam([*run.model.parameters(), *guided], group["lr"], betas=group["betas"])
+    run.optimizer = _optimizer(run)
     run.parallel = run.model

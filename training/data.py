@@ -40,6 +40,9 @@ class PictureDataset(Dataset):
     once, and skipped: where `replace_broken`, the next readable one of the split takes its place, else the batch is shorter.
     """
 
+    # What is kept of a picture.
+    bytes_a_pixel = 3
+
     def __init__(self, source: Source, resolution: int, *, fit: str = "crop", memory_budget: int = 2 << 30,
                  flip_seed: int | None = None, replace_broken: bool = False):
         if fit not in FITS:
@@ -48,11 +51,11 @@ class PictureDataset(Dataset):
             raise ValueError(f"resolution: expected at least 1, got {resolution}")
         self.source, self.resolution, self.fit = source, resolution, fit
         self.flip_seed, self.replace_broken = flip_seed, replace_broken
-        self.bytes_needed = len(source) * resolution * resolution * 3
+        self.bytes_needed = len(source) * resolution * resolution * self.bytes_a_pixel
         self.kept_in_memory = self.bytes_needed <= memory_budget
         # RawArray: shared by forked and by spawned workers alike, and not limited by the size of /dev/shm.
         self._states = multiprocessing.RawArray(ctypes.c_uint8, len(source))
-        self._cache = multiprocessing.RawArray(ctypes.c_uint8, self.bytes_needed) if self.kept_in_memory else None
+        self._cache = multiprocessing.RawArray(ctypes.c_uint8, len(source) * resolution * resolution * 3) if self.kept_in_memory else None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -86,12 +89,16 @@ class PictureDataset(Dataset):
             index, picture = self._readable(wanted)
             if picture is None:
                 continue
-            if self.flip_seed is not None and _flipped(self.flip_seed, epoch, wanted):
+            if self.flips(epoch, wanted):
                 picture = picture[:, ::-1]
             pictures.append(picture)
             indices.append(index)
         stacked = np.stack(pictures) if pictures else np.empty((0, self.resolution, self.resolution, 3), np.uint8)
         return torch.from_numpy(stacked.transpose(0, 3, 1, 2).copy()), torch.tensor(indices, dtype=torch.int64)
+
+    def flips(self, epoch: int, wanted: int) -> bool:
+        """Whether what is shown for this key is mirrored."""
+        return self.flip_seed is not None and _flipped(self.flip_seed, epoch, wanted)
 
     def _readable(self, index: int) -> tuple[int, np.ndarray | None]:
         picture = self.pixels(index)
@@ -189,5 +196,5 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8)
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_it_is(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return batch

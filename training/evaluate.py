@@ -19,9 +19,11 @@ from training.feature_net import feature_networks
 from training.guidance import load_guidance
 from training.runs import FinishedRun
 from training.sources import open_split
+from training.translation import measure_translation, translation_line
 from vqkit.metrics import CodebookUsage, PictureFeatures, PictureSet, compare_pictures, psnr, ssim
 from vqkit.metrics.features import METRICS
-from vqkit.objectives import LPIPS
+from vqkit.models import RateAdaptiveTokenizer
+from vqkit.objectives import LPIPS, CaptionTranslation
 
 MEAN_COLOR = "mean-color"
 
@@ -53,6 +55,8 @@ class Evaluation:
     feature_net: Path | None = None
     """A folder where feature networks of data sets are kept: for FD(net), KD(net) and the like of the reconstructions, which are no FID. A
     network that is not there yet is trained on the data's train split first, in about a minute."""
+    rates: tuple[int, ...] = ()
+    """Numbers of codes at which a rate-adaptive tokenizer (RAQ) is measured, besides that of its source codes."""
     out: Path | None = None
     """Where metrics.json is written. Default: the run's folder; nowhere for mean-color."""
 
@@ -60,6 +64,8 @@ class Evaluation:
         for name in ("batch_size", "resolution"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if any(rate < 1 for rate in self.rates):
+            raise ValueError(f"rates: expected at least 1 each, got {self.rates}")
 
 
 class MeanColor(nn.Module):
@@ -73,6 +79,9 @@ class MeanColor(nn.Module):
 
 def evaluate(wanted: Evaluation) -> dict:
     """Evaluate as asked, print a table, write metrics.json (and code_counts.json) on the first rank; returns the metrics."""
+    # It measures by this module.
+    from training.rates import measure_rates
+
     floor = str(wanted.run) == MEAN_COLOR
     run = None if floor else FinishedRun.open(wanted.run)
     model = MeanColor() if run is None else run.model()
@@ -80,6 +89,8 @@ def evaluate(wanted: Evaluation) -> dict:
     resolution = wanted.resolution or trained["resolution"]
     if run is not None and resolution % model.downsampling:
         raise ValueError(f"resolution: expected a multiple of {model.downsampling}, the model's downsampling, got {resolution}")
+    if wanted.rates and not isinstance(model, RateAdaptiveTokenizer):
+        raise ValueError(f"rates: {wanted.run} has one number of codes; expected none, or a raq")
     source = open_split(wanted.data, wanted.split, seed=trained["seed"])
     fit = wanted.fit or trained["fit"]
     dataset = PictureDataset(source, resolution, fit=fit, memory_budget=0)
@@ -93,15 +104,17 @@ def evaluate(wanted: Evaluation) -> dict:
                     "split": wanted.split, "resolution": resolution}
         if run is not None and run.config.get("guidance"):
             metrics |= _alignment(run, model, dataset, ranks, batch_size=wanted.batch_size, workers=workers)
+        if wanted.rates:
+            metrics["rates"] = measure_rates(model, wanted.rates, dataset, ranks, batch_size=wanted.batch_size, workers=workers)
         folder = wanted.out or (None if run is None else run.folder)
         if ranks.first:
-            print(table([metrics]))
+            print(table([metrics, *({**metrics, **found, "recipe": f"{metrics['recipe']} at {rate}"} for rate, found in metrics.get("rates", {}).items())]))
             for network in networks:
                 print(distance_line(network, metrics))
             if "lpips" in metrics:
                 print(f"LPIPS {metrics['lpips']:.4f}")
             if "captioned" in metrics:
-                print(alignment_line(metrics))
+                print(translation_line(metrics) if "caption_nats" in metrics else alignment_line(metrics))
             if folder is not None:
                 write_json(folder / "metrics.json", metrics)
                 write_json(folder / "code_counts.json", [part.tolist() for part in usage.counts] if usage else [])
@@ -116,7 +129,8 @@ def _alignment(run: FinishedRun, model: nn.Module, dataset: PictureDataset, rank
     except (ValueError, FileNotFoundError) as missing:
         reason = str(missing)
     else:
-        found = measure_alignment(model, guidance, encoder, dataset, ranks, seed=run.config["seed"], **loading)
+        measured = measure_translation if isinstance(guidance, CaptionTranslation) else measure_alignment
+        found = measured(model, guidance, encoder, dataset, ranks, seed=run.config["seed"], **loading)
     if not found and ranks.first:
         print(f"not measured against captions: {reason}")
     return found

@@ -1,4 +1,4 @@
-"""Captions in the training of a tokenizer: which one a picture gets, which of its words are masked, and the module that learns from it.
+"""Captions in the training of a tokenizer: which one a picture gets, what is read of it, and the module that learns from it.
 
 All that is drawn is a hash of the seed and of the place in the training order: a resumed run draws the same, and so do two ranks.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 import copy
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from training.distributed import Ranks
-from training.recipes import LGVQSettings
 from training.sources import Source
+from training.tokenizer_settings import TokenizerSettings
 from vqkit.language import CaptionTokens, TextEncoder, open_text_encoder
-from vqkit.objectives import GuidanceText, LanguageGuidance, mask_rate
+from vqkit.objectives import CaptionTranslation, GuidanceText, LanguageGuidance, TextObjective, TranslationText, mask_rate
 
 FILE = "guidance.safetensors"
 
@@ -51,26 +52,28 @@ class Captions:
 class Guide:
     """A run's guidance: the frozen text model, the module that is trained, its running mean and its captions.
 
-    code_dim: channels of the quantised map; grid: its side.
+    text_encoder: as of `vqkit.language.open_text_encoder`; code_dim: channels of the quantised map; grid: its side.
     Raises ValueError where the text model cannot be opened, naming what to install or to give, or no picture has a caption.
     """
 
-    def __init__(self, settings: LGVQSettings, source: Source, seed: int, code_dim: int, grid: int, device: torch.device):
-        self.encoder = _opened(settings.text_encoder)
-        self.captions = Captions(source, self.encoder, seed)
+    objective: type[TextObjective]
+    section: str
+
+    def __init__(self, settings: TokenizerSettings, source: Source, code_dim: int, grid: int, device: torch.device):
+        chosen = getattr(settings, self.section)
+        self.encoder = _opened(chosen.text_encoder, self.section)
+        self.captions = Captions(source, self.encoder, settings.seed)
         if not self.captions.any():
             raise ValueError(f"guidance: {source.name} has no captions; expected a metadata.jsonl with \"captions\" of its pictures")
         self.encoder.to(device)
-        self.module = LanguageGuidance(code_dim, grid, self.encoder.token_embeddings, settings.config, self.encoder.context).to(device).train()
+        module = self.objective(code_dim, grid, self.encoder.token_embeddings, chosen.config, self.encoder.context)
+        self.module = module.to(device).train()
         self.average = copy.deepcopy(self.module).eval().requires_grad_(False)
-        self.seed, self.device = seed, device
+        self.seed, self.device = settings.seed, device
 
-    def read(self, number: int, keys: list[tuple[int, int]], indices: list[int]) -> GuidanceText:
-        """The captions of pass `number` of the run, some of their words masked."""
-        tokens, draws = self.captions.draw(keys, indices)
-        rate = mask_rate(torch.rand((), generator=_generator(f"rate/{self.seed}/{number}"), dtype=torch.float64).item())
-        masked = self.module.choose_masked(tokens, rate, draws)
-        return self.module.read(self.encoder, tokens.to(self.device), masked.to(self.device))
+    def read(self, number: int, keys: list[tuple[int, int]], indices: list[int]) -> NamedTuple:
+        """What the module wants to know of the captions of pass `number` of the run."""
+        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         """The running mean, beside the model."""
@@ -78,33 +81,74 @@ class Guide:
 
     def describe(self) -> str:
         """The terms that it adds to the loss."""
+        raise NotImplementedError
+
+
+class AlignmentGuide(Guide):
+    """Guidance by LG-VQ's three losses."""
+
+    objective, section = LanguageGuidance, "lg"
+    module: LanguageGuidance
+
+    def read(self, number: int, keys: list[tuple[int, int]], indices: list[int]) -> GuidanceText:
+        """The captions, some of their words masked."""
+        tokens, draws = self.captions.draw(keys, indices)
+        rate = mask_rate(torch.rand((), generator=_generator(f"rate/{self.seed}/{number}"), dtype=torch.float64).item())
+        masked = self.module.choose_masked(tokens, rate, draws)
+        return self.module.read(self.encoder, tokens.to(self.device), masked.to(self.device))
+
+    def describe(self) -> str:
         config = self.module.config
         weights = (("global alignment", config.alpha), ("masked words", config.beta), ("relation", config.gamma))
         said = " + ".join(f"{weight:g} x {name}" for name, weight in weights if weight)
         return f"{said} (LG-VQ, {Path(self.encoder.name).name}, mask={config.mask})"
 
 
-def load_guidance(folder: Path, device: torch.device) -> tuple[LanguageGuidance, TextEncoder]:
-    """The guidance beside a model and the text model that it was trained with.
+class TranslationGuide(Guide):
+    """Guidance by translating codes into captions."""
+
+    objective, section = CaptionTranslation, "vlt"
+    module: CaptionTranslation
+
+    def read(self, number: int, keys: list[tuple[int, int]], indices: list[int]) -> TranslationText:
+        """The captions."""
+        tokens, _ = self.captions.draw(keys, indices)
+        return self.module.read(tokens.to(self.device))
+
+    def describe(self) -> str:
+        return f"{self.module.config.weight:g} x translation into captions (VQCT-VLT, tokens of {Path(self.encoder.name).name})"
+
+
+_GUIDES: dict[str, type[Guide]] = {"lgvq": AlignmentGuide, "translation": TranslationGuide}
+
+
+def create_guide(settings: TokenizerSettings, source: Source, code_dim: int, grid: int, device: torch.device) -> Guide:
+    """The guidance that the settings ask for, with fresh weights; arguments and errors as of `Guide`."""
+    return _GUIDES[settings.guidance](settings, source, code_dim, grid, device)
+
+
+def load_guidance(folder: Path, device: torch.device) -> tuple[TextObjective, TextEncoder]:
+    """The guidance beside a model, of the kind that it was trained with, and its text model.
 
     Raises FileNotFoundError where there is none; ValueError where the text model is not here or another one.
     """
     path = folder / FILE
     if not path.is_file():
         raise FileNotFoundError(f"guidance: there is no {path}")
-    noted = LanguageGuidance.described(path)["text_encoder"]
-    encoder = _opened(noted["name"])
+    described = TextObjective.described(path)
+    noted, kind = described["text_encoder"], _GUIDES[described["kind"]]
+    encoder = _opened(noted["name"], kind.section)
     if encoder.identity != noted["identity"]:
         raise ValueError(f"guidance: {path} was trained with {noted['identity']}, the {noted['name']} that is here is {encoder.identity}")
-    return LanguageGuidance.load(path, encoder.token_embeddings).to(device), encoder.to(device)
+    return kind.objective.load(path, encoder.token_embeddings).to(device), encoder.to(device)
 
 
-def _opened(name: str) -> TextEncoder:
+def _opened(name: str, section: str) -> TextEncoder:
     try:
         return open_text_encoder(name)
     except RuntimeError as missing:
         reason = str(missing).split(". Or set VQKIT_CACHE")[0]
-        raise ValueError(f"lg.text_encoder: {reason}; or give --lg.text-encoder the folder of a transformers text model (a CLIP, a BERT)") \
+        raise ValueError(f"{section}.text_encoder: {reason}; or give --{section}.text-encoder the folder of a transformers text model (a CLIP, a BERT)") \
             from missing
 
 

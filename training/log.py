@@ -100,7 +100,7 @@ def progress_bar(name: str, steps: int, done: int, shown: bool) -> tqdm:
 
 def bar_text(entry: dict) -> dict[str, str]:
     """What the bar shows of a log line: losses, speed, usage."""
-    named = ("l1", "l2", "commitment", "generator", "global_alignment", "masked_words", "relation")
+    named = ("l1", "l2", "commitment", "generator", "global_alignment", "masked_words", "relation", "translation")
     shown = {name: f"{entry[name]:.4f}" for name in named if name in entry}
     shown |= {name: f"{value:.3f}" for name, value in entry.items() if name.endswith("_nats")}
     for name, unit in (("images_per_second", "images/s"), ("tokens_per_second", "tokens/s")):

@@ -30,7 +30,11 @@ SCENES_IN_SPLIT = {"train": 8192, "val": 512, "test": 512}
 
 
 class Source(Protocol):
-    """One split. `read` and `read_mask` return square arrays of `resolution` pixels: (R, R, 3) uint8 and (R, R) uint8."""
+    """One split. `read` and `read_mask` return square arrays of `resolution` pixels: (R, R, 3) uint8 and (R, R) uint8.
+
+    `mask_classes` is one more than the highest class in any mask, 0 without masks. `limited` is the split with at most so many pictures,
+    all of them for None: the first, or of pictures with a class, which may lie class by class, as many spread evenly.
+    """
 
     name: str
 
@@ -43,6 +47,10 @@ class Source(Protocol):
     def read(self, index: int, resolution: int, fit: str) -> np.ndarray: ...
 
     def read_mask(self, index: int, resolution: int, fit: str) -> np.ndarray: ...
+
+    def mask_classes(self) -> int: ...
+
+    def limited(self, count: int | None) -> Source: ...
 
 
 def open_split(data: str | os.PathLike, split: str, *, seed: int = 0) -> Source:
@@ -146,6 +154,12 @@ class PictureSource:
     def record(self, index: int) -> dict:
         return self.records[index]
 
+    def limited(self, count: int | None) -> PictureSource:
+        total = len(self)
+        count = total if count is None else min(count, total)
+        spread = any("label" in record for record in self.records)
+        return PictureSource(self.tree, self.name, [self.records[number * total // count if spread else number] for number in range(count)])
+
     def read(self, index: int, resolution: int, fit: str) -> np.ndarray:
         """Decode one picture. Raises DataError naming it where it is missing, damaged or not a picture."""
         name = self.records[index]["file_name"]
@@ -157,16 +171,30 @@ class PictureSource:
         return np.asarray(_fitted(picture, resolution, fit, Image.Resampling.LANCZOS))
 
     def read_mask(self, index: int, resolution: int, fit: str) -> np.ndarray:
-        """Class of each pixel, cut as the picture is. Raises DataError where the split has no masks."""
-        record = self.records[index]
-        if "mask" in record:
-            mask = Image.open(io.BytesIO(self.tree.read(record["mask"])))
-        elif "part_masks" in record:
-            mask = self._painted(record["part_masks"])
-        else:
+        """Class of each pixel, cut as the picture is. Raises DataError where the split has no masks, or one of another shape."""
+        mask = self._mask(index)
+        if mask is None:
             raise DataError(f"{self.picture_name(index)}: the data set gives it no mask")
+        self._check_shape(index, mask)
         return np.asarray(_fitted(mask, resolution, fit, Image.Resampling.NEAREST))
 
+    def _check_shape(self, index: int, mask: Image.Image) -> None:
+        """A mask may be of another size, as CelebA-HQ's are, but has to cover the picture to the pixel."""
+        picture = Image.open(io.BytesIO(self.tree.read(self.records[index]["file_name"])))
+        (width, height), (across, down) = ImageOps.exif_transpose(picture).size, mask.size
+        if abs(across * height - down * width) > max(width, height, across, down):
+            raise DataError(f"{self.picture_name(index)}: its mask has {across}x{down} pixels, which is another shape than {width}x{height}")
+
+    def mask_classes(self) -> int:
+        """Over all pixels as they are stored: no class is lost to a lower resolution."""
+        masks = (self._mask(index) for index in range(len(self)))
+        return max((int(np.asarray(mask).max()) + 1 for mask in masks if mask is not None), default=0)
+
+    def _mask(self, index: int) -> Image.Image | None:
+        record = self.records[index]
+        if "mask" in record:
+            return Image.open(io.BytesIO(self.tree.read(record["mask"])))
+        return self._painted(record["part_masks"]) if "part_masks" in record else None
 
     def _painted(self, parts: dict[str, str]) -> Image.Image:
         """One mask from one picture a class, those of higher classes over those of lower ones."""
@@ -194,9 +222,15 @@ class SceneSource:
         return f"{self.name}/{index}"
 
     def record(self, index: int) -> dict:
-        """Captions and questions; regions have boxes in pixels, so they come from `regions`."""
+        """The background as label, captions and questions; regions have boxes in pixels, so they come from `regions`."""
         scene = self._scene(index)
-        return {"file_name": f"{index}", "captions": scenes.captions(scene), "questions": scenes.questions(scene)}
+        return {"file_name": f"{index}", "label": scene.background, "captions": scenes.captions(scene), "questions": scenes.questions(scene)}
+
+    def mask_classes(self) -> int:
+        return len(scenes.CLASSES)
+
+    def limited(self, count: int | None) -> SceneSource:
+        return SceneSource(self.split, self.seed, self.size if count is None else min(count, self.size))
 
     def regions(self, index: int, resolution: int) -> list[dict]:
         """Referring phrases with boxes in pixels of a picture of this resolution."""

@@ -16,18 +16,19 @@ import vqkit.models
 from training import checkpoint
 from training.data import PictureDataset, TrainingOrder, default_workers, load, to_float
 from training.distributed import Ranks, choose_precision
-from training.guidance import Guide
+from training.guidance import Guide, create_guide
 from training.log import Meter, RecentUsage, RunLog
 from training.loop import NoLog, parallel, say, synchronised, train_run
-from training.recipes import RECIPES, TokenizerSettings, WordSettings, to_json, with_defaults
+from training.masked_data import MaskedPictureDataset
+from training.optimization import create_optimizer, set_rate
+from training.recipes import RECIPES, to_json, with_defaults
 from training.sources import Source, open_split
+from training.tokenizer_settings import MaskSettings, TokenizerSettings, WordSettings
 from training.vocabulary import find_vocabulary
 from vqkit.language import Vocabulary
 from vqkit.models import Tokenizer
 from vqkit.nn import PatchDiscriminator, StyleDiscriminator
 from vqkit.objectives import LPIPS, AdversarialLoss, ReconstructionLoss, logit_laplace_loss, r1_penalty
-
-BETAS = (0.5, 0.9)
 
 
 def train(recipe: str, settings: TokenizerSettings) -> Path:
@@ -40,12 +41,13 @@ def train(recipe: str, settings: TokenizerSettings) -> Path:
 
 
 class Batch(NamedTuple):
-    """The pictures of one pass, its number in the run, and the (epoch, index) that were ordered and the indices that are shown."""
+    """The pictures of one pass, its number in the run, the (epoch, index) that were ordered, the indices that are shown, and their masks."""
 
     images: Tensor
     number: int
     keys: list[tuple[int, int]]
     indices: list[int]
+    masks: Tensor | None = None
 
 
 class Run:
@@ -53,8 +55,7 @@ class Run:
 
     def __init__(self, recipe: str, settings: TokenizerSettings, source: Source, ranks: Ranks):
         self.recipe, self.settings, self.ranks, self.step = recipe, settings, ranks, 0
-        self.dataset = PictureDataset(source, settings.resolution, fit=settings.fit, memory_budget=int(settings.memory_budget * 2**30),
-                                      flip_seed=settings.seed if settings.flip else None, replace_broken=True)
+        self.dataset = create_dataset(settings, source)
         # Every rank draws the same weights, and later the same dropout: a codebook generated with dropout is then one codebook.
         torch.manual_seed(settings.seed)
         device = ranks.device
@@ -69,9 +70,8 @@ class Run:
         self.discriminator = create_discriminator(settings).to(device)
         self._check_discriminator()
         self.guide = self._create_guide(source) if settings.guidance else None
-        trained = [*self.model.parameters(), *(self.guide.module.parameters() if self.guide else [])]
-        self.optimizer = torch.optim.Adam(trained, settings.lr, betas=BETAS)
-        self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), settings.lr, betas=BETAS)
+        self.optimizer = create_optimizer([self.model, *([self.guide.module] if self.guide else [])], settings, settings.weight_decay)
+        self.discriminator_optimizer = create_optimizer([self.discriminator], settings, weight_decay=0.0)
         self.parallel, self.parallel_discriminator = (parallel(module, ranks) for module in (self.model, self.discriminator))
         self.parallel_guidance = parallel(self.guide.module, ranks) if self.guide else None
         precision = choose_precision(settings.precision, device)
@@ -98,11 +98,13 @@ class Run:
                               last=settings.steps * settings.accumulation, rank=ranks.rank, world=ranks.world)
         workers = default_workers() if settings.workers is None else settings.workers
         loaded = load(self.dataset, order, workers, ranks.device)
-        for number, keys, (images, indices) in zip(range(order.first, order.last), order, loaded, strict=True):
-            yield Batch(to_float(images, ranks.device), number, keys, indices.tolist())
+        for number, keys, (images, indices, *masks) in zip(range(order.first, order.last), order, loaded, strict=True):
+            masks = masks[0].to(ranks.device, non_blocking=True) if masks else None
+            yield Batch(to_float(images, ranks.device), number, keys, indices.tolist(), masks)
 
     def advance(self, batches: Iterator[Batch]) -> None:
         """One step: gradients of every pass, both optimisers, the running mean of the weights."""
+        set_rate(self.settings.rate_at(self.step), self.optimizer, self.discriminator_optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.discriminator_optimizer.zero_grad(set_to_none=True)
         adversarial = self.adversarial.active(self.step)
@@ -128,7 +130,7 @@ class Run:
         text = self.guide.read(batch.number, batch.keys, batch.indices) if self.guide else None
         with synchronised(self.parallel, last), synchronised(self.parallel_guidance, last):
             with self.autocast():
-                output = self.parallel(images)
+                output = self.parallel(images) if batch.masks is None else self.parallel(images, batch.masks)
             loss, terms = self.reconstruction(output.reconstruction, images)
             if self.lpips is not None:
                 terms["lpips"] = self.lpips(output.reconstruction.float(), images).mean()
@@ -218,7 +220,7 @@ class Run:
         blank = torch.zeros(1, 3, settings.resolution, settings.resolution, device=device)
         # A copy: in eval mode a model may keep a codebook that training makes old.
         _, code_dim, grid, _ = copy.deepcopy(self.average)(blank).quantized.shape
-        return Guide(settings.lg, source, settings.seed, code_dim, grid, device)
+        return create_guide(settings, source, code_dim, grid, device)
 
     def _check_discriminator(self) -> None:
         settings, smallest = self.settings, self.discriminator.minimum_size
@@ -252,6 +254,14 @@ class Run:
         if self.guide:
             terms.append(self.guide.describe())
         return " + ".join([*terms, *(["quantizer"] if self.model.quantizer is not None else [])])
+
+
+def create_dataset(settings: TokenizerSettings, source: Source) -> PictureDataset:
+    """The pictures of the run, with masks where the model learns from them."""
+    options = {"fit": settings.fit, "memory_budget": int(settings.memory_budget * 2**30), "flip_seed": settings.seed if settings.flip else None}
+    if isinstance(settings, MaskSettings):
+        return MaskedPictureDataset(source, settings.resolution, classes=settings.model.classes, unlabelled=settings.unlabelled, **options)
+    return PictureDataset(source, settings.resolution, replace_broken=True, **options)
 
 
 def create_model(recipe: str, settings: TokenizerSettings, source: Source, ranks: Ranks) -> Tokenizer:

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from training.recipes import WordSettings
 from training.sources import DataError, Source, open_split
+from training.tokenizer_settings import WordSettings
 from vqkit.language import Vocabulary, build_vocabulary
 
 _LINES, _RECORDS = (".txt", ".txt.gz"), (".jsonl", ".jsonl.gz")

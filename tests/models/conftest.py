@@ -24,6 +24,9 @@ KINDS = {
     "raq-ema": ("raq", SMALL | {"rates": (2, 40)}),
     "raq-learned": ("raq", SMALL | {"codebook": "learned", "rates": (2, 40)}),
     "raq-ema-resize": ("raq", SMALL | {"generator": "resize"}),
+    "raq-vqgan-ema": ("raq-vqgan", TRUNK | {"codebook_size": 24, "rates": (2, 30)}),
+    "rqvae-ema": ("rqvae", TRUNK | {"codebook_size": 20, "depth": 3, "threshold_ema_dead_code": 0.1}),
+    "rqvae-own-ema": ("rqvae", TRUNK | {"codebook_size": 20, "depth": 2, "shared_codebook": False}),
     "sgc-vqgan-ema": ("sgc-vqgan", TRUNK | {"codebook_size": 24, "classes": 5}),
     "vit-vqgan": ("vit-vqgan", {"depth": 1, "width": 16, "heads": 2, "hidden": 24, "patch": 4, "grid": 4, "code_dim": 4, "codebook_size": 24}),
     "v2l": ("v2l", TRUNK),
@@ -80,7 +83,7 @@ def quantized_kind(request):
     return request.param
 
 
-@pytest.fixture(params=sorted(set(KINDS) - {"autoencoder", "adq-ema"}))
+@pytest.fixture(params=sorted(set(KINDS) - {"autoencoder", "adq-ema", "rqvae-ema", "rqvae-own-ema"}))
 def searched_kind(request):
-    """Those whose latents are compared with the codes as they are, without projections between."""
+    """Those whose latents are compared with the codes as they are, without projections or other codes between."""
     return request.param

@@ -69,6 +69,10 @@ def tiny(pictures, words, tmp_path):
         base = RECIPES[recipe].settings
         model = {"vqvae": {"channels": 8, "residual_channels": 4, "codebook_size": 16, "code_dim": 8},
                  "vqgan": {"channels": 8, "latent_dim": 8, "code_dim": 4, "codebook_size": (16, 16)},
+                 "raq": {"channels": 8, "residual_channels": 4, "codebook_size": 16, "code_dim": 8, "rates": (2, 32)},
+                 "raq-vqgan": {"channels": 8, "latent_dim": 8, "code_dim": 4, "codebook_size": 16, "rates": (2, 32)},
+                 "rqvae": {"channels": 8, "latent_dim": 8, "code_dim": 4, "codebook_size": 16},
+                 "sgc-vqgan": {"channels": 8, "latent_dim": 8, "code_dim": 4, "codebook_size": 16, "classes": 3},
                  "vqct": {"channels": 8, "latent_dim": 8, "code_dim": 4, "transfer_dim": 8}}[RECIPES[recipe].model]
         settings = {"data": str(pictures), "out": tmp_path / folder, "resolution": 16, "batch_size": 4, "steps": 6, "workers": 0, "log_every": 2,
                     "save_every": 3, "device": "cpu", "disc_layers": 1, "disc_channels": 8, "lr": 1e-3}

@@ -15,9 +15,10 @@ from training.distributed import Ranks
 from training.evaluate import Evaluation, evaluate
 from training.guidance import Captions, load_guidance
 from training.log import read_log
-from training.recipes import RECIPES, LGVQSettings, VQGANSettings
+from training.recipes import RECIPES
 from training.sources import open_split
 from training.tokenizer import train
+from training.tokenizer_settings import LGVQSettings, VQGANSettings
 from vqkit.language import open_text_encoder
 from vqkit.models import from_pretrained
 from vqkit.models.vqgan import VQGANConfig
@@ -46,7 +47,7 @@ def assert_same_bits(one, other):
         assert torch.equal(one[name], other[name]), name
 
 
-@pytest.mark.parametrize("recipe", ["vqvae+lg", "vqgan+lg", "vqct+lg", "autoencoder"])
+@pytest.mark.parametrize("recipe", ["vqvae+lg", "vqgan+lg", "cvq+lg", "vqct+lg", "autoencoder"])
 def test_every_recipe_can_be_guided(guided, recipe):
     folder = train(recipe, guided(recipe, steps=30, log_every=5, lr=4e-3))
     log = read_log(folder / "log.jsonl")
@@ -65,7 +66,7 @@ def test_every_recipe_can_be_guided(guided, recipe):
 
 
 def test_the_guided_recipes_are_their_bases_without_mirroring():
-    for name in ("vqvae", "vqgan", "vqct"):
+    for name in ("vqvae", "vqgan", "cvq", "vqct"):
         base, guided = RECIPES[name], RECIPES[f"{name}+lg"]
         assert guided.settings == dataclasses.replace(base.settings, guidance="lgvq", flip=False) and guided.model == base.model
     assert dataclasses.astuple(RECIPES["vqgan+lg"].settings.lg)[:3] == (1e-3, 1e-2, 1e-4)

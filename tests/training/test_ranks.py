@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from training import checkpoint
-from training.recipes import LGVQSettings
 from training.tokenizer import train
+from training.tokenizer_settings import LGVQSettings
 
 _TRAIN = """
 import dataclasses, json, pathlib, sys

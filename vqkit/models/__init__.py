@@ -6,7 +6,10 @@ from vqkit.models.masked_prior import MaskedPrior, MaskedPriorConfig
 from vqkit.models.prior import Prior, PriorConfig
 from vqkit.models.quantization import QuantizerOptions
 from vqkit.models.raq import RAQ, RAQConfig
+from vqkit.models.raq_vqgan import RAQVQGAN, RAQVQGANConfig
+from vqkit.models.rate_adaptive import RateAdaptiveTokenizer
 from vqkit.models.registry import create, create_prior, from_pretrained, names, prior_names
+from vqkit.models.rqvae import RQVAE, RQVAEConfig
 from vqkit.models.sgc_vqgan import SGCVQGAN, SGCVQGANConfig
 from vqkit.models.segments import ABSENT, Segment, TokenLayout
 from vqkit.models.token_prior import TokenPrior
@@ -24,6 +27,8 @@ __all__ = [
     "ADQ",
     "CHANNEL_MULTIPLIERS",
     "RAQ",
+    "RAQVQGAN",
+    "RQVAE",
     "SGCVQGAN",
     "V2L",
     "VQCT",
@@ -38,6 +43,9 @@ __all__ = [
     "PriorConfig",
     "QuantizerOptions",
     "RAQConfig",
+    "RAQVQGANConfig",
+    "RQVAEConfig",
+    "RateAdaptiveTokenizer",
     "SGCVQGANConfig",
     "Sampling",
     "Segment",

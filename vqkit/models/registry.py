@@ -14,6 +14,8 @@ from vqkit.models.tokenizer import Tokenizer
 _MODELS = {
     "adq": "vqkit.models.adq:ADQ",
     "raq": "vqkit.models.raq:RAQ",
+    "raq-vqgan": "vqkit.models.raq_vqgan:RAQVQGAN",
+    "rqvae": "vqkit.models.rqvae:RQVAE",
     "sgc-vqgan": "vqkit.models.sgc_vqgan:SGCVQGAN",
     "v2l": "vqkit.models.v2l:V2L",
     "vit-vqgan": "vqkit.models.vit_vqgan:ViTVQGAN",

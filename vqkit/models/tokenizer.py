@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vqkit.metrics.usage import count_codes
 from vqkit.models.pretrained import PretrainedModel
 from vqkit.models.trunk import Trunk
-from vqkit.quantizers import ProductQuantizer, Quantized, Quantizer
+from vqkit.quantizers import ProductQuantizer, Quantized, Quantizer, ResidualQuantizer
 
 
 class TokenizerOutput(NamedTuple):
@@ -19,7 +19,7 @@ class TokenizerOutput(NamedTuple):
     reconstruction: (B, 3, H, W), not clamped, differentiable in all parameters.
     loss: scalar, the quantizer's weighted loss; zero without a quantizer.
     losses: its terms, unweighted, by name ("commitment", "codebook"), summed over the parts.
-    indices: int64 (B, h, w), or (B, h, w, S) of a product, where S codes are selected a position; None without a quantizer.
+    indices: int64 (B, h, w), or (B, h, w, S) where S codes are selected a position, by a product or by depths; None without a quantizer.
     usage, perplexity: scalars of this batch, means over the parts; None without a quantizer.
     parts: each part's own `Quantized`; one entry for a single quantizer, none without.
     quantized: (B, D, h, w), what the decoder saw, for objectives that look at codes.
@@ -59,7 +59,7 @@ class Tokenizer(PretrainedModel):
         config: dict[str, Any],
         downsampling: int,
         trunk: Trunk,
-        quantizer: Quantizer | ProductQuantizer | None,
+        quantizer: Quantizer | ProductQuantizer | ResidualQuantizer | None,
         loss_weights: dict[str, float],
     ):
         super().__init__(config)
@@ -140,13 +140,13 @@ class Tokenizer(PretrainedModel):
         """Pictures, and their distribution from decoders that predict one, from what the quantizer gives."""
         return self.decoder(self.from_codes(quantized)), None
 
-    def _required_quantizer(self) -> Quantizer | ProductQuantizer:
+    def _required_quantizer(self) -> Quantizer | ProductQuantizer | ResidualQuantizer:
         if self.quantizer is None:
             raise ValueError("quantize: this model is a plain autoencoder (quantize=False) and has no codes; call forward")
         return self.quantizer
 
     def _check_indices(self, indices: Tensor) -> None:
-        several = isinstance(self.quantizer, ProductQuantizer) or sum(self.selections) > 1
+        several = isinstance(self.quantizer, (ProductQuantizer, ResidualQuantizer)) or sum(self.selections) > 1
         shape = tuple(indices.shape)
         if len(shape) != 3 + several or (several and shape[-1] != sum(self.selections)):
             expected = f"(B, h, w, {sum(self.selections)})" if several else "(B, h, w)"

@@ -13,15 +13,21 @@ from vqkit.objectives.guidance import GuidanceConfig, GuidanceText, LanguageGuid
 from vqkit.objectives.logit_laplace import logit_laplace_loss, logit_laplace_picture
 from vqkit.objectives.perceptual import LPIPS, MissingWeights
 from vqkit.objectives.reconstruction import ReconstructionLoss, structural_loss
+from vqkit.objectives.text_objective import TextObjective
+from vqkit.objectives.translation import CaptionTranslation, TranslationConfig, TranslationText
 
 __all__ = [
     "LPIPS",
     "AdversarialLoss",
+    "CaptionTranslation",
     "GuidanceConfig",
     "GuidanceText",
     "LanguageGuidance",
     "MissingWeights",
     "ReconstructionLoss",
+    "TextObjective",
+    "TranslationConfig",
+    "TranslationText",
     "adaptive_weight",
     "hinge_discriminator_loss",
     "hinge_generator_loss",

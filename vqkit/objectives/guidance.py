@@ -5,26 +5,20 @@ Source: Liang et al., LG-VQ: Language-Guided Codebook Learning, arXiv 2405.14206
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from vqkit.nn.map_transformer import MapTransformer
 from vqkit.nn.masked_text_decoder import MaskedTextDecoder
 from vqkit.objectives.alignment import global_alignment, nearest_positions, relation_errors, word_states
+from vqkit.objectives.text_objective import TextModel, TextObjective, Tokens, full_precision, mean_over_ranks, world
 
-_METADATA = "guidance"
 _LABEL_SMOOTHING = 0.1
 # Mask rates: normal(0.5, 0.1) between these bounds.
 _RATES, _LOWEST, _HIGHEST = NormalDist(0.5, 0.1), 0.1, 0.3
@@ -65,24 +59,6 @@ class GuidanceConfig:
             raise ValueError(f"width, depth: expected at least 1, got {self.width}, {self.depth}")
 
 
-class Tokens(Protocol):
-    """Captions as `vqkit.language.CaptionTokens` has them: ids, visible, content, words (B, T) and present (B,)."""
-
-    ids: Tensor
-    visible: Tensor
-    content: Tensor
-    words: Tensor
-    present: Tensor
-
-
-class TextModel(Protocol):
-    """A frozen text model, as `vqkit.language.TextEncoder`."""
-
-    def features(self, tokens: Tokens, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """States (B, T, W) of the tokens and one vector (B, W) a text; `hidden` tokens are seen by nobody."""
-        ...
-
-
 class GuidanceText(NamedTuple):
     """What the losses need of B captions of T tokens, all without gradient.
 
@@ -111,7 +87,7 @@ def mask_rate(draw: float) -> float:
     return min(_HIGHEST, max(_LOWEST, _RATES.inv_cdf(low + draw * (high - low))))
 
 
-class LanguageGuidance(nn.Module):
+class LanguageGuidance(TextObjective):
     """Three losses that pull a tokenizer's quantised map towards its caption; any tokenizer, trained with it.
 
         L = alpha L_gsa + beta L_mtp + gamma L_ras
@@ -144,12 +120,11 @@ class LanguageGuidance(nn.Module):
     masked tokens of a batch, words as means of their pieces, the linear map from D to the transformer's width.
     """
 
+    kind = "lgvq"
+    Config = GuidanceConfig
+
     def __init__(self, code_dim: int, grid: int, token_embeddings: Tensor, config: GuidanceConfig | None = None, context: int = 30):
-        super().__init__()
-        if token_embeddings.dim() != 2:
-            raise ValueError(f"token_embeddings: expected (V, W), got shape {tuple(token_embeddings.shape)}")
-        self.config = config or GuidanceConfig()
-        self.code_dim, self.grid, self.context, self.text_width = code_dim, grid, context, token_embeddings.shape[1]
+        super().__init__(code_dim, grid, token_embeddings, config, context)
         self.weights = {"global_alignment": self.config.alpha, "masked_words": self.config.beta, "relation": self.config.gamma}
         self.reader = MapTransformer(code_dim, grid, self.config.width, self.config.depth, 1, self.text_width)
         self.decoder = MaskedTextDecoder(token_embeddings, context, dropout=self.config.dropout) if self.config.beta else None
@@ -187,12 +162,12 @@ class LanguageGuidance(nn.Module):
             sums["global_alignment"] = global_alignment(seen[:, 0], texts, own, present).sum(), text.present.sum()
         if self.decoder is not None:
             logits, wanted = self.predict_masked(seen, text), text.ids[text.masked]
-            loss = F.cross_entropy(_full_precision(logits), wanted, label_smoothing=_LABEL_SMOOTHING, reduction="sum")
+            loss = F.cross_entropy(full_precision(logits), wanted, label_smoothing=_LABEL_SMOOTHING, reduction="sum")
             sums["masked_words"] = loss, text.masked.sum()
         if self.relation is not None:
             errors, pairs = self.relation_errors(quantized, seen, text)
             sums["relation"] = errors.sum(), pairs.sum()
-        shares = _mean_over_ranks(torch.stack([count for _, count in sums.values()]))
+        shares = mean_over_ranks(torch.stack([count for _, count in sums.values()]))
         terms = {name: summed / share for (name, (summed, _)), share in zip(sums.items(), shares, strict=True)}
         return sum(self.weights[name] * term for name, term in terms.items()), terms
 
@@ -214,76 +189,21 @@ class LanguageGuidance(nn.Module):
         codes = codes.gather(1, nearest.unsqueeze(2).expand(-1, -1, codes.shape[2]))
         return relation_errors(words, codes, exist)
 
-    def save(self, path: str | os.PathLike, text_encoder: dict[str, str]) -> None:
-        """Write weights, shape and what is to be known of the text model into one safetensors file, in one step."""
-        content = {"config": dataclasses.asdict(self.config), "code_dim": self.code_dim, "grid": self.grid, "context": self.context,
-                   "text_encoder": text_encoder}
-        tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in self.state_dict().items()}
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_bytes(save(tensors, metadata={_METADATA: json.dumps(content, sort_keys=True)}))
-        os.replace(unfinished, path)
-
-    @staticmethod
-    def described(path: str | os.PathLike) -> dict:
-        """What `save` noted: "config", "code_dim", "grid", "context", "text_encoder". ValueError for a file that it did not write."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                return json.loads((file.metadata() or {})[_METADATA])
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"path: {os.fspath(path)} is no saved guidance: {type(error).__name__}: {error}") from error
-
-    @classmethod
-    def load(cls, path: str | os.PathLike, token_embeddings: Tensor) -> Self:
-        """What `save` wrote, in eval mode, on the CPU; `token_embeddings` are those of the text model that it was trained with.
-
-        Raises FileNotFoundError without the file; ValueError where it is another file or the text model another.
-        """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"path: there is no {os.fspath(path)}")
-        noted = cls.described(path)
-        with torch.random.fork_rng(devices=[]):
-            guidance = cls(noted["code_dim"], noted["grid"], token_embeddings, GuidanceConfig(**noted["config"]), noted["context"])
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        try:
-            guidance.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"token_embeddings: {os.fspath(path)} was trained with another text model: {error}") from error
-        return guidance.eval()
-
     def _check(self, quantized: Tensor, text: GuidanceText) -> None:
-        if quantized.dim() != 4 or quantized.shape[1] != self.code_dim:
-            raise ValueError(f"quantized: expected (B, {self.code_dim}, h, w), got {tuple(quantized.shape)}")
+        self._check_map(quantized)
         batch, length = text.ids.shape
         if batch != len(quantized) or length > self.context or text.states.shape != (batch, length, self.text_width):
             raise ValueError(f"text: expected {len(quantized)} texts of at most {self.context} tokens with states of {self.text_width}, "
                              f"got ids {tuple(text.ids.shape)} and states {tuple(text.states.shape)}")
 
 
-def _full_precision(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def _all_texts(text: GuidanceText) -> tuple[Tensor, Tensor, int]:
     """Sentences and presence of all ranks, and the place of this rank's first."""
-    if _world() == 1:
+    if world() == 1:
         return text.sentence, text.present, 0
     # one gather: presence travels as one more column
     mine = torch.cat((text.sentence, text.present.unsqueeze(1).to(text.sentence.dtype)), 1).contiguous()
-    found = [torch.empty_like(mine) for _ in range(_world())]
+    found = [torch.empty_like(mine) for _ in range(world())]
     dist.all_gather(found, mine)
     every = torch.cat(found)
     return every[:, :-1], every[:, -1] > 0, dist.get_rank() * len(mine)
-
-
-def _mean_over_ranks(counts: Tensor) -> Tensor:
-    """What the sums of one rank are divided by, so that their average over the ranks is the mean over everything; never 0."""
-    total = counts.double()
-    if _world() > 1:
-        dist.all_reduce(total)
-    return (total / _world()).masked_fill(total == 0, 1.0).float()
