@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from training.drawing import Drawing
 from training.evaluate_prior import PriorEvaluation, judge
 from training.gallery import write_gallery
 from training.prior_runs import FinishedPrior
-from vqkit.models import Sampling
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Generation:
     """A folder or zip with splits, or "scenes". Default: that of the run's training."""
     split: Literal["train", "val", "test"] = "test"
     """From which the examples come."""
-    sampling: Sampling = Sampling()
+    sampling: Drawing = Drawing()
     """How tokens are drawn."""
     seed: int = 0
     """Of what is drawn."""

@@ -60,15 +60,15 @@ class PictureCodes:
 
 
 def encode_pictures(tokenizer: Tokenizer, source: Source, pictures: PictureFormat, kept: Path | None = None,
-                    limit: int | None = None, batch_size: int = 64) -> PictureCodes:
-    """The first `limit` pictures of a split (all by default) as codes, by the tokenizer on its device in eval mode.
+                    batch_size: int = 64) -> PictureCodes:
+    """The pictures of a split as codes, by the tokenizer on its device in eval mode.
 
     kept: a file that holds them from now on; where it exists it is read instead.
     """
     if kept is not None and kept.is_file():
         return read_codes(kept)
     dataset = PictureDataset(source, pictures.resolution, fit=pictures.fit, memory_budget=0)
-    device, total = next(tokenizer.parameters()).device, min(limit or len(source), len(source))
+    device, total = next(tokenizer.parameters()).device, len(source)
     codes, readable = None, torch.zeros(total, dtype=torch.bool)
     batches = load(dataset, EvaluationOrder(total, batch_size), default_workers(), device)
     for images, indices in tqdm(batches, desc="pictures to codes", unit="batch", leave=False, mininterval=1):

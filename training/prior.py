@@ -74,11 +74,10 @@ class PriorRun:
         settings, kept = self.settings, self.settings.out / CODES
         if self.ranks.first:
             tokenizer = from_pretrained(settings.out / "tokenizer").to(self.ranks.device)
-            encode_pictures(tokenizer, source, self.task.pictures, kept, settings.max_pictures)
+            encode_pictures(tokenizer, source.limited(settings.max_pictures), self.task.pictures, kept)
         self.ranks.barrier()
         codes = read_codes(kept)
-        rows = self.task.rows(source)
-        return Examples(rows.where(rows.pictures < len(codes.codes)), codes)
+        return Examples(self.task.rows(source.limited(len(codes.codes))), codes)
 
     def restore(self) -> None:
         """Take up the newest checkpoint, where there is one, and open the log after it."""

@@ -39,7 +39,7 @@ class PriorSettings:
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 clips nothing."""
     max_pictures: int | None = None
-    """Only the first pictures of the train split."""
+    """At most so many pictures of the train split: the first, of class folders spread evenly."""
     seed: int = 0
     """Of weights, order and dropout, and of the built-in scenes."""
     device: str = "auto"

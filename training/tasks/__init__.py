@@ -7,8 +7,17 @@ from training.tasks.task import Task
 
 _TASKS = {
     "unconditional": "training.tasks.unconditional:Unconditional",
+    "class-conditional": "training.tasks.class_conditional:ClassConditional",
     "text-to-image": "training.tasks.text_to_image:TextToImage",
+    "semantic-synthesis": "training.tasks.semantic_synthesis:SemanticSynthesis",
+    "completion": "training.tasks.completion:Completion",
+    "linear-probe": "training.tasks.linear_probe:LinearProbe",
     "captioning": "training.tasks.captioning:Captioning",
+    "vqa": "training.tasks.vqa:Vqa",
+    "vqa-generate": "training.tasks.vqa:VqaGenerate",
+    "grounding": "training.tasks.grounding:Grounding",
+    "masked-word": "training.tasks.masked_word:MaskedWord",
+    "retrieval": "training.tasks.retrieval:Retrieval",
 }
 
 

@@ -13,15 +13,17 @@ TEXT = "text"
 
 
 def learn_captions(source: Source, longest: int = 32) -> dict:
-    """The words of the captions, and how many tokens a caption has at most: all but the longest 1 % fit, and never over `longest`.
-
-    Raises ValueError where no picture has a caption.
-    """
+    """The words of the captions and the length of their segment, as `learn_texts`. Raises ValueError where no picture has a caption."""
     captions = [caption for index in range(len(source)) for caption in captions_of(source, index)]
     if not captions:
         raise ValueError(f'data: {source.name} has no captions; expected a metadata.jsonl with "captions" of its pictures')
-    vocabulary = TextVocabulary.build(captions)
-    lengths = sorted(len(vocabulary.ids(caption)) + 1 for caption in captions)
+    return learn_texts(captions, longest)
+
+
+def learn_texts(texts: list[str], longest: int = 32) -> dict:
+    """The words of texts, and how many tokens a text has at most: all but the longest 1 % fit, and never over `longest`."""
+    vocabulary = TextVocabulary.build(texts)
+    lengths = sorted(len(vocabulary.ids(text)) + 1 for text in texts)
     return {"vocabulary": vocabulary.to_json(), "length": min(lengths[int(0.99 * (len(lengths) - 1))], longest)}
 
 

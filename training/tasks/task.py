@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -63,7 +64,15 @@ class Examples:
 
     def first(self, count: int) -> Examples:
         """The first examples only."""
-        return Examples(self.rows.where(torch.arange(min(count, len(self)))), PictureCodes(self.codes, torch.ones(len(self.codes), dtype=torch.bool)))
+        return self.where(torch.arange(min(count, len(self))))
+
+    def where(self, kept: Tensor) -> Examples:
+        """The examples of a bool (N,) or of the indices given."""
+        return self.of(self.rows.where(kept))
+
+    def of(self, rows: Rows) -> Examples:
+        """Other examples of the same pictures, of those that can be read."""
+        return Examples(rows, PictureCodes(self.codes, torch.ones(len(self.codes), dtype=torch.bool)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,9 @@ class Judged:
 
     prior, tokenizer: in eval mode on one device.  examples: of the split.  source: the split itself, for pictures and masks.
     sampling: how tokens are drawn.  batch_size: sequences at once.  seed: of all that is drawn.
-    features: a feature network of pictures, by which distributions are compared, or None.
+    training: reads the examples that the prior was trained on, for what is fitted to them.
+    features: networks (`vqkit.metrics.PictureFeatures`) by which distributions of pictures are compared.
+    shown: whether drawing shows a progress bar with tokens a second.
     """
 
     prior: TokenPrior
@@ -82,7 +93,9 @@ class Judged:
     sampling: Sampling
     batch_size: int = 64
     seed: int = 0
-    features: Any = None
+    features: tuple[Any, ...] = ()
+    training: Callable[[], Examples] | None = None
+    shown: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +103,20 @@ class Judged:
 
     def generator(self) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(self.seed)
+
+    def draw(self, given: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Sequences completed as `TokenPrior.generate` does; `generator` defaults to a fresh one of the seed."""
+        sequences, began, drawn = len(next(iter(given.values()))), time.perf_counter(), 0
+        total = sum(segment.length for segment in self.prior.layout.predicted)
+
+        def progress(positions: int) -> None:
+            nonlocal drawn
+            drawn += positions
+            bar.set_postfix_str(f"{drawn * sequences / (time.perf_counter() - began):,.0f} positions/s", refresh=False)
+            bar.update(positions)
+
+        with tqdm(total=total, desc=f"{sequences} sequences", unit="position", disable=not self.shown, mininterval=0.5) as bar:
+            return self.prior.generate(given, self.sampling, generator=generator or self.generator(), progress=progress)
 
 
 @dataclass(frozen=True)
@@ -112,6 +139,8 @@ class Task(ABC):
     summary: ClassVar[str]
     # "picture" where the task generates pictures, else what it gives: "text", "box", "word"
     gives: ClassVar[str]
+    # how its tokens are drawn where nothing else is asked for
+    sampling: ClassVar[Sampling] = Sampling()
 
     def __init__(self, pictures: PictureFormat, learned: dict[str, Any]):
         self.pictures, self.learned = pictures, learned
@@ -153,19 +182,21 @@ def nats_per_token(judged: Judged) -> dict[str, float]:
     return {f"{name}_nats_per_token": nats / max(count, 1) for name, (nats, count) in totals.items()}
 
 
-def matching(judged: Judged, segment: str) -> float:
+def matching(judged: Judged, segment: str, foreign: Callable[[Tensor, dict[str, Tensor]], dict[str, Tensor]] | None = None) -> float:
     """How often a predicted segment is likelier with its own condition than with that of another example; 0.5 by chance.
 
     The other is half the split away, where several examples share a picture a different one. Conditions are all segments that are
     not predicted. Raises ValueError for a single example.
+
+    foreign: makes the other conditions from the numbers and tokens of some examples, instead of taking those of other examples.
     """
     conditions = [part.name for part in judged.prior.layout.conditions]
     right, count = 0.0, len(judged.examples)
     if count < 2:
         raise ValueError("data: expected at least two examples, to tell whose condition is whose; got one")
     for numbers, tokens in judged.examples.batches(judged.batch_size, judged.device, "matching"):
-        others = judged.examples.batch((numbers + count // 2) % count, judged.device)
+        others = foreign(numbers, tokens) if foreign else judged.examples.batch((numbers + count // 2) % count, judged.device)
         own = judged.prior.log_likelihood(tokens)[segment]
-        foreign = judged.prior.log_likelihood(tokens | {name: others[name] for name in conditions})[segment]
-        right += ((own > foreign).double() + 0.5 * (own == foreign).double()).sum().item()
+        other = judged.prior.log_likelihood(tokens | {name: others[name] for name in conditions})[segment]
+        right += ((own > other).double() + 0.5 * (own == other).double()).sum().item()
     return right / count

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from training.data import to_uint8
 from training.picture_codes import PictureFormat
 from training.sources import Source
 from training.tasks.captions import TEXT, caption_rows, learn_captions, text_segment
-from training.tasks.distribution import picture_metrics
+from training.tasks.distribution import decoded, one_each, picture_metrics
 from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, matching, nats_per_token
 from vqkit.language.text_vocabulary import TextVocabulary
 from vqkit.models import Segment
@@ -43,12 +42,12 @@ class TextToImage(Task):
 
     def measure(self, judged: Judged) -> dict[str, float]:
         found = nats_per_token(judged) | {"matching": matching(judged, IMAGE)}
-        return found | picture_metrics(judged, self.pictures, (TEXT,))
+        return found | picture_metrics(judged, self.pictures, lambda tokens: {TEXT: tokens[TEXT]})
 
     def panels(self, judged: Judged, prompts: list[str], count: int) -> list[Panel]:
-        texts = prompts or [about["caption"] for about in judged.examples.first(count).rows.about]
-        tokens = judged.prior.generate({TEXT: self._encode(texts).to(judged.device)}, judged.sampling, generator=judged.generator())
-        pictures = to_uint8(judged.tokenizer.decode(self.pictures.to_map(tokens[IMAGE])))
+        texts = prompts or [about["caption"] for about in one_each(judged).examples.first(count).rows.about]
+        drawn = judged.draw({TEXT: self._encode(texts).to(judged.device)})
+        pictures = decoded(judged, self.pictures, drawn[IMAGE])
         return [Panel([picture], text) for picture, text in zip(pictures, texts, strict=True)]
 
     def _encode(self, captions: list[str]) -> Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from training.data import to_uint8
 from training.sources import Source
-from training.tasks.distribution import picture_metrics
+from training.tasks.distribution import decoded, nothing, picture_metrics
 from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, nats_per_token
 from vqkit.models import ABSENT, Segment
 
@@ -26,11 +25,10 @@ class Unconditional(Task):
         return Rows(torch.arange(len(source)))
 
     def measure(self, judged: Judged) -> dict[str, float]:
-        return nats_per_token(judged) | picture_metrics(judged, self.pictures, ())
+        return nats_per_token(judged) | picture_metrics(judged, self.pictures, nothing)
 
     def panels(self, judged: Judged, prompts: list[str], count: int) -> list[Panel]:
         if prompts:
             raise ValueError(f"prompt: {self.name} generation takes no text, got {prompts[0]!r}")
-        nothing = torch.full((count, *self.segments[0].shape), ABSENT, device=judged.device)
-        tokens = judged.prior.generate({IMAGE: nothing}, judged.sampling, generator=judged.generator())
-        return [Panel([picture]) for picture in to_uint8(judged.tokenizer.decode(self.pictures.to_map(tokens[IMAGE])))]
+        unknown = torch.full((count, *self.segments[0].shape), ABSENT, device=judged.device)
+        return [Panel([picture]) for picture in decoded(judged, self.pictures, judged.draw({IMAGE: unknown})[IMAGE])]
