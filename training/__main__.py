@@ -151,8 +151,8 @@ def _run_demo(arguments: list[str]) -> None:
 def _run_study(arguments: list[str]) -> None:
     import tyro
 
-    from training.studies import listed
-    from training.study import Study, make_study
+    from training.studies.candidates import listed
+    from training.studies.study import Study, make_study
 
     if arguments == ["list"]:
         print(listed())

@@ -40,7 +40,7 @@ def untrained_run(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def prior_of(tmp_path):
-    """prior_of(task, tokenizer, steps=2, recipe="small", depth=2, width=64, **changes): the run of a prior of scenes; `changes` are of its settings."""
+    """prior_of(task, tokenizer, steps=2, recipe="small", depth=2, width=64, **changes): a prior's run; `changes` are of its settings."""
 
     def make(task: str, tokenizer: Path, steps: int = 2, *, recipe: str = "small", depth: int = 2, width: int = 64, **changes) -> Path:
         base = PRIOR_RECIPES[recipe].settings

@@ -100,19 +100,19 @@ def _learned(prior_of, name, tokenizer, data, steps=250):
 def test_answers_are_read_off_the_picture(prior_of, tokenizer_run, one_shape):
     found = evaluate_prior(PriorEvaluation(_learned(prior_of, "vqa", tokenizer_run, one_shape)))
     # 1 of 11 backgrounds by chance
-    assert found["accuracy_background"] > 0.5 and found["accuracy"] > found["accuracy_foreign"] + 0.15
+    assert found["accuracy_background"] > 0.75 and found["accuracy"] > found["accuracy_foreign"] + 0.3
 
 
 @pytest.mark.slow
 def test_boxes_are_read_off_the_picture(prior_of, tokenizer_run, one_shape):
-    found = evaluate_prior(PriorEvaluation(_learned(prior_of, "grounding", tokenizer_run, one_shape)))
+    found = evaluate_prior(PriorEvaluation(_learned(prior_of, "grounding", tokenizer_run, one_shape, steps=300)))
     assert found["accuracy@0.5"] > 2 * found["accuracy@0.5_foreign"] and found["mean_iou"] > 0.2
 
 
 @pytest.mark.slow
 def test_masked_words_are_read_off_the_picture(prior_of, tokenizer_run, one_shape):
     found = evaluate_prior(PriorEvaluation(_learned(prior_of, "masked-word", tokenizer_run, one_shape)))
-    assert found["recall@1_of_1"] > found["recall@1_of_1_foreign"] + 0.03 and found["recall@1_of_1"] > 0.4
+    assert all(found[f"recall@1_of_{count}"] > max(0.5, found[f"recall@1_of_{count}_foreign"] + 0.03) for count in (1, 3))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Literal
 
-from training.measures import MEASURES
+from training.studies.measures import MEASURES
 
 Verdict = Literal["holds", "does not hold", "not decided", "not measured"]
 

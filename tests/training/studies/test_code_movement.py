@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vqkit.models
-from training.code_movement import codes_moved
+from training.studies.code_movement import codes_moved
 from vqkit.language import Vocabulary
 
 SMALL = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "attention": False, "latent_dim": 8, "code_dim": 4}

@@ -10,8 +10,8 @@ import torch
 from training.__main__ import main
 from training.recipes import RECIPES
 from training.sources import SceneSource
-from training.studies import STUDIES, Candidate
-from training.study import Study, make_study
+from training.studies.candidates import STUDIES, Candidate
+from training.studies.study import Study, make_study
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from training.claims import Claim, claims_html, claims_table, judge
-from training.measures import MEASURES, tables, tables_html
-from training.studies import STUDIES
+from training.studies.candidates import STUDIES
+from training.studies.claims import Claim, claims_html, claims_table, judge
+from training.studies.measures import MEASURES, tables, tables_html
 
 
 def rows(**values):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from training.claims import Claim
+from training.studies.claims import Claim
 from training.recipes import TokenizerSettings, find_recipe
 
 # Of `rates`: what one RAQ is asked for, and what a VQ-VAE is trained for each time.
