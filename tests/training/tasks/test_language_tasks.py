@@ -120,7 +120,7 @@ def test_captions_are_of_their_picture_and_find_it(prior_of, tokenizer_run, one_
     folder = _learned(prior_of, "captioning", tokenizer_run, one_shape)
     said = evaluate_prior(PriorEvaluation(folder))
     # 0.5 by chance
-    assert said["matching"] > 0.75 and said["bleu4"] > said["bleu4_foreign"]
+    assert said["matching"] > 0.75 and said["bleu4"] > said["bleu4_foreign"] + 0.15
     found = evaluate_prior(PriorEvaluation(folder, task="retrieval"))
     # 10 of 80 by chance
-    assert found["pool"] == 80 and found["text_recall@10"] > 0.4 and found["picture_recall@10"] > 0.4
+    assert found["pool"] == 80 and min(found["text_recall@10"], found["picture_recall@10"]) > 0.6
