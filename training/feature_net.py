@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.data import EvaluationOrder, PictureDataset, TrainingOrder, default_workers, load, to_float
+from training.data import PictureDataset, TrainingOrder, default_workers, load, to_float
 from training.distributed import Ranks
 from training.log import progress_bar
 from training.sources import Source, open_split

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from training.distributed import Ranks
 from training.sources import Source
 from training.tokenizer_settings import TokenizerSettings
 from vqkit.language import CaptionTokens, TextEncoder, open_text_encoder

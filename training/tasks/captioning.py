@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from training.picture_codes import PictureFormat
 from training.sources import Source
 from training.tasks.answers import LIKELIEST, answers
 from training.tasks.captions import TEXT, caption_rows, captions_of, learn_captions, text_segment
 from training.tasks.distribution import one_each, real_pictures
-from training.tasks.task import Judged, Panel, Rows, Task, matching, nats_per_token
-from vqkit.language.text_vocabulary import TextVocabulary
+from training.tasks.task import Judged, Panel, Rows, matching, nats_per_token
+from training.tasks.text_task import TextTask
 from vqkit.metrics.bleu import bleu
 from vqkit.metrics.caption_scores import caption_scores
 from vqkit.metrics.cider import cider_d
 from vqkit.models import Segment
 
 
-class Captioning(Task):
+class Captioning(TextTask):
     """Sequences [picture, caption]; trained on every caption of a picture.
 
     Metrics:
@@ -37,10 +36,6 @@ class Captioning(Task):
     gives = "text"
     sampling = LIKELIEST
 
-    def __init__(self, pictures: PictureFormat, learned: dict):
-        super().__init__(pictures, learned)
-        self.vocabulary = TextVocabulary.from_json(learned["vocabulary"])
-
     @classmethod
     def learn(cls, source: Source) -> dict:
         return learn_captions(source)
@@ -51,7 +46,7 @@ class Captioning(Task):
 
     def rows(self, source: Source) -> Rows:
         pictures, captions = caption_rows(source, every=True)
-        return Rows(pictures, {TEXT: self.vocabulary.encode(captions, self.learned["length"])},
+        return Rows(pictures, {TEXT: self.encode_texts(captions)},
                     [{"caption": caption} for caption in captions])
 
     def measure(self, judged: Judged) -> dict[str, float]:

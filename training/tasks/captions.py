@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from training.sources import Source
+from training.tasks.text_task import learn_texts
 from vqkit.language.text_vocabulary import TextVocabulary
 from vqkit.models import Segment
 
@@ -18,13 +19,6 @@ def learn_captions(source: Source, longest: int = 32) -> dict:
     if not captions:
         raise ValueError(f'data: {source.name} has no captions; expected a metadata.jsonl with "captions" of its pictures')
     return learn_texts(captions, longest)
-
-
-def learn_texts(texts: list[str], longest: int = 32) -> dict:
-    """The words of texts, and how many tokens a text has at most: all but the longest 1 % fit, and never over `longest`."""
-    vocabulary = TextVocabulary.build(texts)
-    lengths = sorted(len(vocabulary.ids(text)) + 1 for text in texts)
-    return {"vocabulary": vocabulary.to_json(), "length": min(lengths[int(0.99 * (len(lengths) - 1))], longest)}
 
 
 def captions_of(source: Source, index: int) -> list[str]:

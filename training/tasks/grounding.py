@@ -7,14 +7,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from training.picture_codes import PictureFormat
 from training.regions import phrases_of, regions_of
 from training.sources import Source
 from training.tasks.answers import LIKELIEST, answers, asked, varied
-from training.tasks.captions import learn_texts
 from training.tasks.distribution import real_pictures
-from training.tasks.task import Judged, Panel, Rows, Task, nats_per_token
-from vqkit.language.text_vocabulary import TextVocabulary
+from training.tasks.task import Judged, Panel, Rows, nats_per_token
+from training.tasks.text_task import TextTask, learn_texts
 from vqkit.metrics.grounding import box_iou, grounding_accuracy
 from vqkit.models import Segment
 
@@ -22,7 +20,7 @@ PHRASE, BOX = "phrase", "box"
 BINS = 64
 
 
-class Grounding(Task):
+class Grounding(TextTask):
     """Sequences [picture, phrase, box]; phrases that mean exactly one box.
 
     A box is four tokens x0, y0, x1, y1, each round(63 f) of the fraction f of the picture's side: on average 0.4 % of the side away.
@@ -40,10 +38,6 @@ class Grounding(Task):
     summary = "the box of what a phrase means in a picture; accuracy@0.5, mean IoU"
     gives = "box"
     sampling = LIKELIEST
-
-    def __init__(self, pictures: PictureFormat, learned: dict):
-        super().__init__(pictures, learned)
-        self.vocabulary = TextVocabulary.from_json(learned["vocabulary"])
 
     @classmethod
     def learn(cls, source: Source) -> dict:
@@ -68,7 +62,7 @@ class Grounding(Task):
                 about += [{"phrase": phrase, "type": region.kind, "box": list(region.box)} for phrase in region.phrases]
         if not about:
             raise ValueError(f"data: {source.name} has no phrases with a box")
-        tokens = {PHRASE: self._encode([fact["phrase"] for fact in about]), BOX: self.quantised(torch.tensor([fact["box"] for fact in about]))}
+        tokens = {PHRASE: self.encode_texts([fact["phrase"] for fact in about]), BOX: self.quantised(torch.tensor([fact["box"] for fact in about]))}
         return Rows(torch.tensor(pictures), tokens, about)
 
     def quantised(self, boxes: Tensor) -> Tensor:
@@ -93,7 +87,7 @@ class Grounding(Task):
         """The picture with the box that is found and the right one, and the phrase. Prompts are phrases, of the first pictures in turn."""
         examples = varied(judged, count)
         if prompts:
-            examples = asked(judged, {PHRASE: self._encode(prompts)}, [{"phrase": prompt, "box": None} for prompt in prompts])
+            examples = asked(judged, {PHRASE: self.encode_texts(prompts)}, [{"phrase": prompt, "box": None} for prompt in prompts])
         judged = dataclasses.replace(judged, examples=examples)
         found = self.boxes(answers(judged)[BOX]).tolist()
         pictures = real_pictures(judged, self.pictures, torch.arange(len(examples)))
@@ -102,6 +96,3 @@ class Grounding(Task):
             right = [(0, fact["box"], "right")] if fact["box"] is not None else []
             panels.append(Panel([picture], fact["phrase"], [(0, box, "found"), *right]))
         return panels
-
-    def _encode(self, phrases: list[str]) -> Tensor:
-        return self.vocabulary.encode(phrases, self.learned["length"])

@@ -8,13 +8,12 @@ import random
 import torch
 from torch import Tensor
 
-from training.picture_codes import PictureFormat
 from training.sources import Source
 from training.tasks.answers import LIKELIEST, answers, asked, varied
 from training.tasks.captions import TEXT, caption_rows, learn_captions, text_segment
 from training.tasks.distribution import real_pictures
-from training.tasks.task import Judged, Panel, Rows, Task, nats_per_token
-from vqkit.language.text_vocabulary import TextVocabulary
+from training.tasks.task import Judged, Panel, Rows, nats_per_token
+from training.tasks.text_task import TextTask
 from vqkit.models import ABSENT, Segment
 
 WORDS = "words"
@@ -23,7 +22,7 @@ COUNTS = (1, 3)
 BLANK = "___"
 
 
-class MaskedWord(Task):
+class MaskedWord(TextTask):
     """Sequences [picture, caption with masked words, the words in order]; each caption once with 1 and, where it has as many, once with 3 masked.
 
     Which words are masked is drawn for each caption and stays the same, in training too; the 3 are the 1 and two more. Punctuation and words
@@ -42,10 +41,6 @@ class MaskedWord(Task):
     gives = "word"
     sampling = LIKELIEST
 
-    def __init__(self, pictures: PictureFormat, learned: dict):
-        super().__init__(pictures, learned)
-        self.vocabulary = TextVocabulary.from_json(learned["vocabulary"])
-
     @classmethod
     def learn(cls, source: Source) -> dict:
         return learn_captions(source)
@@ -59,7 +54,7 @@ class MaskedWord(Task):
         """A caption once for each number of masked words that it has; none of a caption without a word."""
         pictures, captions = caption_rows(source, every=True)
         kept, texts, words, about, maskable = [], [], [], [], self._maskable()
-        encoded = self.vocabulary.encode(captions, self.learned["length"]).tolist()
+        encoded = self.encode_texts(captions).tolist()
         for picture, caption, tokens in zip(pictures.tolist(), captions, encoded, strict=True):
             places = [place for place, token in enumerate(tokens) if token in maskable]
             # by picture and text, not by number: the same whatever part of the split is looked at

@@ -59,7 +59,7 @@ class Retrieval(Captioning):
         numbers = torch.arange(len(examples))
         tokens, pictures = examples.batch(numbers), real_pictures(judged, self.pictures, numbers)
         if prompts:
-            best = _best(scores(judged, tokens[IMAGE], self.vocabulary.encode(prompts, self.learned["length"])).T)
+            best = _best(scores(judged, tokens[IMAGE], self.encode_texts(prompts)).T)
             return [Panel([pictures[number] for number in own], prompt) for own, prompt in zip(best, prompts, strict=True)]
         texts, panels = [fact["caption"] for fact in examples.rows.about], []
         for number, found in enumerate(_best(scores(judged, tokens[IMAGE], tokens[TEXT]))):

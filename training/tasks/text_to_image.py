@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor
 
-from training.picture_codes import PictureFormat
 from training.sources import Source
 from training.tasks.captions import TEXT, caption_rows, learn_captions, text_segment
 from training.tasks.distribution import decoded, one_each, picture_metrics
-from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, matching, nats_per_token
-from vqkit.language.text_vocabulary import TextVocabulary
+from training.tasks.task import IMAGE, Judged, Panel, Rows, matching, nats_per_token
+from training.tasks.text_task import TextTask
 from vqkit.models import Segment
 
 
-class TextToImage(Task):
+class TextToImage(TextTask):
     """Sequences [caption, picture]; trained on every caption of a picture.
 
     Metrics: the picture's nats a token; `matching`, how often a picture is likelier with its caption than with another; the distance of
@@ -23,10 +21,6 @@ class TextToImage(Task):
     name = "text-to-image"
     summary = "a picture of a caption; matching of captions, distance of pictures"
     gives = "picture"
-
-    def __init__(self, pictures: PictureFormat, learned: dict):
-        super().__init__(pictures, learned)
-        self.vocabulary = TextVocabulary.from_json(learned["vocabulary"])
 
     @classmethod
     def learn(cls, source: Source) -> dict:
@@ -38,7 +32,7 @@ class TextToImage(Task):
 
     def rows(self, source: Source) -> Rows:
         pictures, captions = caption_rows(source, every=True)
-        return Rows(pictures, {TEXT: self._encode(captions)}, [{"caption": caption} for caption in captions])
+        return Rows(pictures, {TEXT: self.encode_texts(captions)}, [{"caption": caption} for caption in captions])
 
     def measure(self, judged: Judged) -> dict[str, float]:
         found = nats_per_token(judged) | {"matching": matching(judged, IMAGE)}
@@ -46,9 +40,6 @@ class TextToImage(Task):
 
     def panels(self, judged: Judged, prompts: list[str], count: int) -> list[Panel]:
         texts = prompts or [about["caption"] for about in one_each(judged).examples.first(count).rows.about]
-        drawn = judged.draw({TEXT: self._encode(texts).to(judged.device)})
+        drawn = judged.draw({TEXT: self.encode_texts(texts).to(judged.device)})
         pictures = decoded(judged, self.pictures, drawn[IMAGE])
         return [Panel([picture], text) for picture, text in zip(pictures, texts, strict=True)]
-
-    def _encode(self, captions: list[str]) -> Tensor:
-        return self.vocabulary.encode(captions, self.learned["length"])

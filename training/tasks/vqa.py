@@ -12,9 +12,9 @@ from torch import Tensor
 from training.picture_codes import PictureFormat
 from training.sources import Source
 from training.tasks.answers import LIKELIEST, answers, asked, shares, varied
-from training.tasks.captions import learn_texts
 from training.tasks.distribution import real_pictures
-from training.tasks.task import Judged, Panel, Rows, Task, nats_per_token
+from training.tasks.task import Judged, Panel, Rows, nats_per_token
+from training.tasks.text_task import TextTask, learn_texts
 from vqkit.language.text_vocabulary import TextVocabulary
 from vqkit.metrics.vqa import answer_accuracy
 from vqkit.metrics.wups import wups
@@ -23,7 +23,7 @@ from vqkit.models import ABSENT, Segment
 QUESTION, ANSWER = "question", "answer"
 
 
-class QuestionAnswering(Task):
+class QuestionAnswering(TextTask):
     """Sequences [picture, question, answer]; what an answer is as tokens is the subclass's.
 
     Metrics:
@@ -36,10 +36,6 @@ class QuestionAnswering(Task):
 
     gives = "text"
     sampling = LIKELIEST
-
-    def __init__(self, pictures: PictureFormat, learned: dict):
-        super().__init__(pictures, learned)
-        self.vocabulary = TextVocabulary.from_json(learned["vocabulary"])
 
     @classmethod
     def learn(cls, source: Source) -> dict:
@@ -66,7 +62,7 @@ class QuestionAnswering(Task):
         """Every question of every picture."""
         asked_of = _all_questions(source)
         about = [{name: entry.get(name) for name in ("question", "answer", "type")} for _, entry in asked_of]
-        tokens = {QUESTION: self._encode(fact["question"] for fact in about), ANSWER: self.encode_answers([fact["answer"] for fact in about])}
+        tokens = {QUESTION: self.encode_texts(fact["question"] for fact in about), ANSWER: self.encode_answers([fact["answer"] for fact in about])}
         return Rows(torch.tensor([picture for picture, _ in asked_of]), tokens, about)
 
     def measure(self, judged: Judged) -> dict[str, float]:
@@ -85,15 +81,12 @@ class QuestionAnswering(Task):
         """The picture, the question, the answer, and after "/" the right one. Prompts are questions, of the first pictures in turn."""
         examples = varied(judged, count)
         if prompts:
-            examples = asked(judged, {QUESTION: self._encode(prompts)}, [{"question": prompt, "answer": None} for prompt in prompts])
+            examples = asked(judged, {QUESTION: self.encode_texts(prompts)}, [{"question": prompt, "answer": None} for prompt in prompts])
         judged = dataclasses.replace(judged, examples=examples)
         given = self.decode_answers(answers(judged)[ANSWER])
         pictures = real_pictures(judged, self.pictures, torch.arange(len(examples)))
         return [Panel([picture], f"{fact['question']}\n{answer}" + (f" / {fact['answer']}" if fact["answer"] is not None else ""))
                 for picture, fact, answer in zip(pictures, examples.rows.about, given, strict=True)]
-
-    def _encode(self, questions) -> Tensor:
-        return self.vocabulary.encode(questions, self.learned["length"])
 
 
 class Vqa(QuestionAnswering):

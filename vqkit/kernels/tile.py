@@ -8,8 +8,6 @@ does, but is an argument of the kernels.
 import math
 from typing import NamedTuple
 
-import torch
-
 INTERPRETER = "interpreter"
 Device = tuple[int, int] | str
 

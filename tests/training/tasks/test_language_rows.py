@@ -13,7 +13,8 @@ from training.rendering import render
 from training.scenes import sample_scene
 from training.sources import SceneSource, open_split
 from training.tasks.captioning import Captioning
-from training.tasks.captions import TEXT, learn_texts
+from training.tasks.captions import TEXT
+from training.tasks.text_task import learn_texts
 from training.tasks.grounding import BOX, PHRASE, Grounding
 from training.tasks.masked_word import WORDS, MaskedWord
 from training.tasks.retrieval import Retrieval

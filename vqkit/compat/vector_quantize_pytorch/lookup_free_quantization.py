@@ -1,6 +1,5 @@
 """``LFQ`` of vector-quantize-pytorch: the arguments, results and state dict of that class, over ``LookupFreeQuantizer``."""
 
-import math
 from collections import namedtuple
 
 import torch
