@@ -24,9 +24,9 @@ def create_optimizer(modules: Sequence[nn.Module], settings: TokenizerSettings, 
 def decayed_apart(modules: Sequence[nn.Module]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The weights that decay, those of layers with two or more dimensions, and all others.
 
-    Codes are among the others: a decay would draw those that nothing selects towards the origin.
+    Codes are among the others, and embeddings: a decay would draw those that nothing selects towards the origin.
     """
-    codes = {id(parameter) for module in modules for part in module.modules() if isinstance(part, Codebook)
+    codes = {id(parameter) for module in modules for part in module.modules() if isinstance(part, (Codebook, nn.Embedding))
              for parameter in part.parameters(recurse=False)}
     parameters = [parameter for module in modules for parameter in module.parameters()]
     chosen = [parameter.dim() >= 2 and id(parameter) not in codes for parameter in parameters]

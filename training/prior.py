@@ -17,6 +17,7 @@ from training.data import TrainingOrder
 from training.distributed import Ranks, choose_precision
 from training.log import Meter, RunLog
 from training.loop import NoLog, parallel, say, train_run
+from training.optimization import decayed_apart
 from training.picture_codes import PictureFormat, encode_pictures, read_codes
 from training.prior_recipes import PRIOR_RECIPES, PriorSettings, to_json
 from training.prior_runs import read_task, write_task
@@ -49,7 +50,9 @@ class PriorRun:
         torch.manual_seed(settings.seed)
         prior = vqkit.models.create_prior(PRIOR_RECIPES[recipe].prior, self.task.segments, **dataclasses.asdict(settings.model))
         self.model = prior.to(ranks.device).train()
-        self.optimizer = torch.optim.AdamW(_decayed_apart(self.model, settings.weight_decay), settings.lr, settings.betas)
+        decayed, others = decayed_apart([self.model])
+        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas)
         self.parallel = parallel(self.model, ranks)
         precision = choose_precision(settings.precision, ranks.device)
         self.autocast = lambda: torch.autocast(ranks.device.type, precision, enabled=precision != torch.float32)
@@ -146,11 +149,3 @@ class PriorRun:
                            + (" (predicted)" if segment.predicted else "") for segment in self.model.layout.segments)
         say(self.ranks, f"{task}, {recipe}: {millions:.1f} M parameters, {where}")
         say(self.ranks, f"sequence: {layout}; {len(self.examples):,} examples")
-
-
-def _decayed_apart(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay for the matrices of layers; none for embeddings, norms and biases, as GPT is trained."""
-    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    parameters = list(model.parameters())
-    return [{"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0}]

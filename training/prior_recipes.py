@@ -33,7 +33,7 @@ class PriorSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     """Of AdamW."""
     weight_decay: float = 0.01
-    """Of all weights of two dimensions that are no embeddings."""
+    """Of all weights of two or more dimensions that are no embeddings."""
     warmup_steps: int = 100
     """Steps over which the rate grows linearly from nothing."""
     grad_clip: float = 1.0
