@@ -213,8 +213,8 @@ def test_a_class_loads_its_own_kind_only(build, tmp_path):
 
 
 def test_names():
-    assert names() == ["adq", "raq", "sgc-vqgan", "v2l", "vit-vqgan", "vqct", "vqgan", "vqvae"]
-    with pytest.raises(ValueError, match=r"name: got 'vqgn', expected one of adq, raq, sgc-vqgan, v2l, vit-vqgan, vqct, vqgan, vqvae; did you mean 'vqgan'\?"):
+    assert names() == ["adq", "raq", "raq-vqgan", "rqvae", "sgc-vqgan", "v2l", "vit-vqgan", "vqct", "vqgan", "vqvae"]
+    with pytest.raises(ValueError, match=r"name: got 'vqgn', expected one of adq, raq, raq-vqgan, rqvae, sgc-vqgan, v2l, vit-vqgan, vqct, vqgan, vqvae; did you mean 'vqgan'\?"):
         create("vqgn")
     with pytest.raises(ValueError, match="name: got 'transformer'"):
         create("transformer")

@@ -59,7 +59,8 @@ def judge(claim: Claim, rows: list[dict]) -> Judged:
     sign = -1.0 if claim.lower else 1.0
     gains = [sign * (one - other) - claim.margin for one in of for other in than]
     if min(len(of), len(than)) < 2:
-        way = "points that way" if statistics.fmean(gains) > 0 else "points the other way"
+        mean = statistics.fmean(gains)
+        way = "points that way" if mean > 0 else "points the other way" if mean < 0 else "points neither way"
         return Judged(claim, of, than, "not decided", f"one seed has no spread; it {way}")
     if min(gains) > 0:
         return Judged(claim, of, than, "holds", f"of every one of {len(of)} and {len(than)} seeds")
