@@ -1,6 +1,8 @@
 """Without a GPU, Triton kernels run in the interpreter: set before anything imports triton or starts a thread pool."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -34,6 +36,20 @@ def device(backend) -> str:
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def two_ranks(tmp_path):
+    """two_ranks(program): run the text of a program on two processes of torchrun, with tmp_path as its argument; both have to succeed."""
+
+    def run(text: str, timeout: float = 240) -> None:
+        program = tmp_path / "program.py"
+        program.write_text(text)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        assert result.returncode == 0, result.stderr
+
+    return run
 
 
 @pytest.fixture

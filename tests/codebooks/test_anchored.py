@@ -1,8 +1,6 @@
 """CVQ: use and anchors against their formulas, draws against their distribution, one rank against two."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -238,12 +236,8 @@ os._exit(0)
 """
 
 
-def test_two_ranks_equal_one(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(_PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_two_ranks_equal_one(tmp_path, two_ranks):
+    two_ranks(_PROGRAM)
     (first, drawn), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     torch.manual_seed(0)
     alone = {}

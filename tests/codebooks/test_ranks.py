@@ -1,8 +1,6 @@
 """Two ranks with a batch each learn what one rank learns from both, and hold the same codebook to the bit."""
 
 import copy
-import subprocess
-import sys
 
 import torch
 from safetensors.torch import load_file
@@ -78,12 +76,8 @@ os._exit(0)
 """
 
 
-def test_two_ranks_equal_one(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(_PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_two_ranks_equal_one(tmp_path, two_ranks):
+    two_ranks(_PROGRAM)
     first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
     torch.manual_seed(0)
     alone = vqkit.Quantizer(6, 16, decay=0.9)

@@ -1,8 +1,6 @@
 """Two ranks that share the pictures between them report what one rank does of all."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -52,12 +50,8 @@ dist.destroy_process_group()
 """
 
 
-def test_two_ranks_report_what_one_does(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(_PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_two_ranks_report_what_one_does(tmp_path, two_ranks):
+    two_ranks(_PROGRAM)
     (alone, together), (_, other) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert together == other
     assert together["count"] == alone["count"] == 3

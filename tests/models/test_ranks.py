@@ -1,7 +1,5 @@
 """Models whose training draws or chooses something keep one codebook on two ranks; with masks two ranks learn what one would."""
 
-import subprocess
-import sys
 
 import torch
 from safetensors.torch import load_file
@@ -43,12 +41,8 @@ os._exit(0)
 """
 
 
-def test_two_ranks_keep_one_codebook(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(f"MODELS = {_MODELS}\n{_PROGRAM}")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_two_ranks_keep_one_codebook(tmp_path, two_ranks):
+    two_ranks(f"MODELS = {_MODELS}\n{_PROGRAM}")
     for name in _MODELS:
         first, second = (load_file(tmp_path / f"{name}{rank}.safetensors") for rank in (0, 1))
         shared = [key for key in first if "monitor" not in key]

@@ -1,8 +1,6 @@
 """LG-VQ's guidance: its three losses, what they see and must not see, and two ranks as one."""
 
 import math
-import subprocess
-import sys
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -296,7 +294,7 @@ os._exit(0)
 """
 
 
-def test_two_ranks_are_one_with_twice_the_batch(tmp_path):
+def test_two_ranks_are_one_with_twice_the_batch(tmp_path, two_ranks):
     from safetensors.torch import save_file
 
     # Unequal numbers of captions, masked words and pairs on the two; the second has one caption only.
@@ -307,11 +305,7 @@ def test_two_ranks_are_one_with_twice_the_batch(tmp_path):
               tmp_path / "input.safetensors")  # fmt: skip
     loss, terms = guidance(quantized, text)
     loss.backward()
-    program = tmp_path / "program.py"
-    program.write_text(_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+    two_ranks(_RANKS)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     for name, parameter in guidance.named_parameters():
         assert torch.equal(first[name], second[name])

@@ -1,8 +1,6 @@
 """Translation of codes into captions: its loss, what it sees and must not see, what it learns, and two ranks as one."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -185,18 +183,14 @@ os._exit(0)
 """
 
 
-def test_two_ranks_are_one_with_twice_the_batch(tmp_path):
+def test_two_ranks_are_one_with_twice_the_batch(tmp_path, two_ranks):
     # Three captions on the first rank, one on the second.
     translation, quantized = made(), maps(8)
     text = captions(8)._replace(present=torch.tensor([True, True, False, True, False, False, True, False]))
     save_file({"table": table(), "quantized": quantized.detach()} | text._asdict(), tmp_path / "input.safetensors")
     loss, terms = translation(quantized, text)
     loss.backward()
-    program = tmp_path / "program.py"
-    program.write_text(_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+    two_ranks(_RANKS)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))
     for name, parameter in translation.named_parameters():
         assert torch.equal(first[name], second[name])

@@ -1,8 +1,6 @@
 """LFQ and BSQ: signs, bit order, entropies against their definition, gradients, masks, ranks, bad input."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -244,12 +242,8 @@ os._exit(0)
 """
 
 
-def test_two_ranks_equal_one(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(_PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_two_ranks_equal_one(tmp_path, two_ranks):
+    two_ranks(_PROGRAM)
     batch = torch.randn(2, 30, 5, generator=torch.Generator().manual_seed(1)).view(60, 5)
     for kind in ("exact", "per_bit"):
         torch.manual_seed(0)

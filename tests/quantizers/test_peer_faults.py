@@ -215,11 +215,7 @@ os._exit(0)
 """
 
 
-def test_ranks_drift_apart_and_wait_for_one_another(tmp_path):
+def test_ranks_drift_apart_and_wait_for_one_another(tmp_path, two_ranks):
     """The question whether there are ranks is answered once; a rank that has nothing to offer leaves out its collectives."""
-    program = tmp_path / "program.py"
-    program.write_text(_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
+    two_ranks(_RANKS, timeout=120)
     assert (tmp_path / "rank0").read_text().split() == ["different", "same", "hung"]

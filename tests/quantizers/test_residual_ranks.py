@@ -1,7 +1,5 @@
 """Two ranks use the same stages, hold the same codebooks to the bit, and learn what one rank learns from both batches."""
 
-import subprocess
-import sys
 
 import torch
 from safetensors.torch import load_file
@@ -45,12 +43,8 @@ os._exit(0)
 """
 
 
-def test_ranks_use_the_same_stages_and_learn_what_one_learns(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(_PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr
+def test_ranks_use_the_same_stages_and_learn_what_one_learns(tmp_path, two_ranks):
+    two_ranks(_PROGRAM)
     first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
     for name in first:
         assert torch.equal(first[name], second[name]), f"{name}: the ranks differ"

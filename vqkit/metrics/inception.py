@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vqkit.metrics.features import Features, PictureFeatures
-from vqkit.objectives import MissingWeights
+from vqkit.objectives.foreign_weights import check_weights, read_weights
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 _CLASSES, _SIDE = 1008, 299
@@ -177,24 +176,12 @@ _BLOCK_E = ((("branch1x1", 320, 1),),
 
 def _load(net: nn.Module, path: Path) -> None:
     content = f"the Inception weights of FID, pytorch-fid's {WEIGHTS} (a release file of that project)"
-    if not path.is_file():
-        raise MissingWeights(f"weights_path: no file at {path}; expected {content}")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    # reading damaged bytes raises almost anything
-    except Exception as error:
-        raise ValueError(f"weights_path: {path} is damaged or not {content}: {type(error).__name__}: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"weights_path: {path} is not {content}: it holds a {type(state).__name__}")
+    state = read_weights(path, "weights_path", content)
     # Counters of training steps, which older files lack and nothing reads.
     counters = {key: torch.tensor(0) for key in net.state_dict() if key.endswith("num_batches_tracked")}
     wanted = {key: value for key, value in net.state_dict().items() if key not in counters}
-    shapes = {key: tuple(value.shape) for key, value in state.items() if isinstance(value, Tensor)}
-    if shapes.get("fc.weight") == (1000, 2048):
+    if "fc.weight" in state and state["fc.weight"].shape == (1000, 2048):
         raise ValueError(f"weights_path: {path} holds an Inception of 1000 classes, such as torchvision's, over which no distance is FID; "
                          f"expected {content}")
-    wrong = [key for key, value in wanted.items() if shapes.get(key) != tuple(value.shape)]
-    if wrong:
-        raise ValueError(f"weights_path: {path} is not {content}: {len(wrong)} of {len(wanted)} tensors missing or misshapen "
-                         f"({', '.join(wrong[:3])})")
+    check_weights(state, wanted, path, "weights_path", content)
     net.load_state_dict({key: state[key].float().clone() for key in wanted} | counters, assign=True)

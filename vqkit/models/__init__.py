@@ -10,8 +10,8 @@ from vqkit.models.raq_vqgan import RAQVQGAN, RAQVQGANConfig
 from vqkit.models.rate_adaptive import RateAdaptiveTokenizer
 from vqkit.models.registry import create, create_prior, from_pretrained, names, prior_names
 from vqkit.models.rqvae import RQVAE, RQVAEConfig
-from vqkit.models.sgc_vqgan import SGCVQGAN, SGCVQGANConfig
 from vqkit.models.segments import ABSENT, Segment, TokenLayout
+from vqkit.models.sgc_vqgan import SGCVQGAN, SGCVQGANConfig
 from vqkit.models.token_prior import TokenPrior
 from vqkit.models.token_sampling import Sampling
 from vqkit.models.tokenizer import Tokenizer, TokenizerOutput

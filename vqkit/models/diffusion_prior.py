@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqkit.models.bidirectional import BidirectionalTransformer
 from vqkit.models.segments import Segment
-from vqkit.models.token_prior import TokenPrior, batch_of, sampling_of
+from vqkit.models.token_prior import TokenPrior, sampling_of
 from vqkit.models.token_sampling import Sampling
 
 
@@ -75,9 +75,7 @@ class DiffusionPrior(TokenPrior):
         self.network = BidirectionalTransformer(self.layout, settings.depth, settings.width, settings.heads, settings.dropout, settings.times)
 
     def forward(self, tokens: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        columns = self.layout.columns(tokens)
-        if self.training:
-            columns = self.drop_conditions(columns, self.settings.condition_dropout)
+        columns = self.training_columns(tokens)
         some = next(iter(columns.values()))
         times = torch.randint(1, self.settings.times + 1, (len(some),), device=some.device)
         noise = {segment.name: torch.rand((2, *columns[segment.name].shape), device=some.device) for segment in self.layout.predicted}
@@ -168,8 +166,7 @@ class DiffusionPrior(TokenPrior):
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, Tensor]:
         """`sampling` acts on the distribution of the clean codes."""
-        batch_of(tokens)
-        columns, settings = self.layout.columns(tokens, "absent"), self.settings
+        (columns, guided), settings = self.begin(tokens, sampling), self.settings
         wanted = {segment.name: columns[segment.name] < 0 for segment in self.layout.predicted}
         # x_T: masked or uniform
         covered = {}
@@ -180,7 +177,6 @@ class DiffusionPrior(TokenPrior):
             last = torch.full((len(blank),), settings.times, device=blank.device)
             drawn, hidden = self._noised(segment, blank, last, noise)
             columns[name], covered[name] = torch.where(wanted[name], drawn, columns[name]), hidden & wanted[name]
-        guided = any(sampling_of(sampling, segment).guidance != 1 for segment in self.layout.predicted)
         moments = torch.linspace(settings.times, 0, settings.passes + 1).round().long().tolist()
         for now, earlier in zip(moments, moments[1:]):
             seen = self.without_conditions(columns) if guided else columns
@@ -203,7 +199,7 @@ class DiffusionPrior(TokenPrior):
         for stream, part in enumerate(segment.part_of_stream):
             size, clean = segment.sizes[part], logits[stream].float()
             if guided:
-                clean = sampling.guided(clean) if sampling.guidance != 1 else clean.chunk(2)[0]
+                clean = sampling.guided(clean)
             probabilities = sampling.filtered(clean).softmax(-1)
             xt = columns[name][..., stream].clamp(min=0).masked_fill(covered[name][..., stream], size)
             earlier, now = (torch.full((len(xt),), moment, device=xt.device) for moment in moments)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqkit.models.bidirectional import BidirectionalTransformer
 from vqkit.models.segments import Segment
-from vqkit.models.token_prior import TokenPrior, batch_of, sampling_of
+from vqkit.models.token_prior import TokenPrior, sampling_of
 from vqkit.models.token_sampling import Sampling
 
 
@@ -70,9 +70,7 @@ class MaskedPrior(TokenPrior):
         self.network = BidirectionalTransformer(self.layout, settings.depth, settings.width, settings.heads, settings.dropout)
 
     def forward(self, tokens: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        columns = self.layout.columns(tokens)
-        if self.training:
-            columns = self.drop_conditions(columns, self.settings.condition_dropout)
+        columns = self.training_columns(tokens)
         hidden = {}
         for segment in self.layout.predicted:
             known = (columns[segment.name] >= 0).any(-1)
@@ -122,11 +120,9 @@ class MaskedPrior(TokenPrior):
         generator: torch.Generator | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> dict[str, Tensor]:
-        batch_of(tokens)
-        columns, passes = self.layout.columns(tokens, "absent"), self.settings.passes
+        (columns, guided), passes = self.begin(tokens, sampling), self.settings.passes
         hidden = {segment.name: (columns[segment.name] < 0).any(-1) for segment in self.layout.predicted}
         unknown = {name: rows.sum(1, keepdim=True) for name, rows in hidden.items()}
-        guided = any(sampling_of(sampling, segment).guidance != 1 for segment in self.layout.predicted)
         for number in range(1, passes + 1):
             covered = {name: rows.unsqueeze(-1).expand_as(columns[name]) & (columns[name] < 0) for name, rows in hidden.items()}
             seen = self.without_conditions(columns) if guided else columns
@@ -167,7 +163,7 @@ def _draw(logits: list[Tensor], known: Tensor, sampling: Sampling, guided: bool,
     for number, stream in enumerate(logits):
         stream = stream.float()
         if guided:
-            stream = sampling.guided(stream) if sampling.guidance != 1 else stream.chunk(2)[0]
+            stream = sampling.guided(stream)
         token = sampling.draw(stream, generator)
         drawn.append(torch.where(known[..., number] < 0, token, known[..., number]))
         confidence = confidence + stream.log_softmax(-1).gather(-1, drawn[-1].unsqueeze(-1)).squeeze(-1)

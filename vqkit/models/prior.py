@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqkit.models.segments import ABSENT, Segment
-from vqkit.models.token_prior import TokenEmbedding, TokenPrior, batch_of, initialize, sampling_of, token_heads
+from vqkit.models.token_prior import TokenEmbedding, TokenPrior, initialize, sampling_of, token_heads
 from vqkit.models.token_sampling import Sampling
 from vqkit.nn.transformer import KeyValueCache, TransformerBlock
 
@@ -86,9 +86,7 @@ class Prior(TokenPrior):
         return nn.ModuleList(TransformerBlock(settings.width, settings.heads, causal=True, dropout=settings.dropout) for _ in range(count))
 
     def forward(self, tokens: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        columns = self.layout.columns(tokens)
-        if self.training:
-            columns = self.drop_conditions(columns, self.settings.condition_dropout)
+        columns = self.training_columns(tokens)
         terms = {}
         for name, losses in self._cross_entropies(columns).items():
             known = columns[name] >= 0
@@ -164,9 +162,7 @@ class Prior(TokenPrior):
 
         cached: False computes the whole sequence anew for each position, which gives the same and is slow: for comparison.
         """
-        batch_of(tokens)
-        columns = self.layout.columns(tokens, "absent")
-        guided = any(sampling_of(sampling, segment).guidance != 1 for segment in self.layout.predicted)
+        columns, guided = self.begin(tokens, sampling)
         reader = _Reader(self, guided, cached)
         for segment in self.layout.predicted:
             found = columns[segment.name].clone()
@@ -197,7 +193,7 @@ class Prior(TokenPrior):
                 states_here = states
             logits = self._logits(segment, states_here, stream, part).float()
             if guided:
-                logits = sampling.guided(logits) if sampling.guidance != 1 else logits.chunk(2)[0]
+                logits = sampling.guided(logits)
             token = sampling.draw(logits, generator)
             drawn[:, stream] = torch.where(known[:, stream] < 0, token, known[:, stream])
         return drawn

@@ -98,13 +98,25 @@ class TokenPrior(PretrainedModel):
         progress: is called with the number of positions drawn since its last call.
         """
 
-    def drop_conditions(self, columns: dict[str, Tensor], rate: float) -> dict[str, Tensor]:
-        """All conditions of a fraction of the sequences made absent, for classifier-free guidance."""
-        if not rate or not self.layout.conditions:
+    def training_columns(self, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The columns of `forward`; in training all conditions of a fraction of the sequences are absent, for classifier-free guidance."""
+        columns, rate = self.layout.columns(tokens), self.settings.condition_dropout
+        if not self.training or not rate or not self.layout.conditions:
             return columns
         some = next(iter(columns.values()))
         dropped = torch.rand(len(some), 1, 1, device=some.device) < rate
         return columns | {segment.name: columns[segment.name].masked_fill(dropped, ABSENT) for segment in self.layout.conditions}
+
+    def begin(self, tokens: dict[str, Tensor], sampling: Sampling | dict[str, Sampling]) -> tuple[dict[str, Tensor], bool]:
+        """The columns of `generate`, -1 where nothing is known, and whether any segment is drawn with guidance.
+
+        Raises ValueError where no tokens are given, which say how many sequences are wanted.
+        """
+        if not tokens:
+            raise ValueError("tokens: expected at least one segment, whose batch size is that of the samples; "
+                             "for samples from nothing give a predicted segment full of -1")
+        guided = any(sampling_of(sampling, segment).guidance != 1 for segment in self.layout.predicted)
+        return self.layout.columns(tokens, "absent"), guided
 
     def without_conditions(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same sequences twice, those with the condition first."""
@@ -115,14 +127,6 @@ class TokenPrior(PretrainedModel):
 def sampling_of(sampling: Sampling | dict[str, Sampling], segment: Segment) -> Sampling:
     """The segment's own, or the default."""
     return sampling if isinstance(sampling, Sampling) else sampling.get(segment.name, Sampling())
-
-
-def batch_of(tokens: dict[str, Tensor]) -> int:
-    """B. Raises ValueError where no tokens are given, which say how many sequences are wanted."""
-    if not tokens:
-        raise ValueError("tokens: expected at least one segment, whose batch size is that of the samples; "
-                         "for samples from nothing give a predicted segment full of -1")
-    return len(next(iter(tokens.values())))
 
 
 def token_heads(layout: TokenLayout, width: int) -> nn.ModuleDict:

@@ -35,11 +35,9 @@ class Sampling:
             raise ValueError(f"guidance: expected 0 or more, got {self.guidance}")
 
     def guided(self, logits: Tensor) -> Tensor:
-        """Logits (2 B, ...), those with the condition first, to (B, ...); unchanged without guidance."""
-        if self.guidance == 1:
-            return logits
+        """Logits (2 B, ...), those with the condition first, to (B, ...)."""
         conditional, free = logits.chunk(2)
-        return free + self.guidance * (conditional - free)
+        return conditional if self.guidance == 1 else free + self.guidance * (conditional - free)
 
     def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Tokens (...) int64 of logits (..., V)."""

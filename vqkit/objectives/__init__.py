@@ -9,9 +9,10 @@ from vqkit.objectives.adversarial import (
     non_saturating_generator_loss,
     r1_penalty,
 )
+from vqkit.objectives.foreign_weights import MissingWeights
 from vqkit.objectives.guidance import GuidanceConfig, GuidanceText, LanguageGuidance, mask_rate
 from vqkit.objectives.logit_laplace import logit_laplace_loss, logit_laplace_picture
-from vqkit.objectives.perceptual import LPIPS, MissingWeights
+from vqkit.objectives.perceptual import LPIPS
 from vqkit.objectives.reconstruction import ReconstructionLoss, structural_loss
 from vqkit.objectives.text_objective import TextObjective
 from vqkit.objectives.translation import CaptionTranslation, TranslationConfig, TranslationText

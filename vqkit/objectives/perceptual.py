@@ -10,16 +10,13 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from vqkit.objectives.foreign_weights import MissingWeights, check_weights, read_weights
 
 # width of each 3x3 convolution; "pool" halves. A tap follows the last convolution before a pool, and the very last.
 _VGG16 = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 _TAP_WIDTHS = (64, 128, 256, 512, 512)
-
-
-class MissingWeights(FileNotFoundError):
-    """Weights that this library does not ship were not found; the message says which file to put where."""
 
 
 class VGG16Features(nn.Module):
@@ -103,7 +100,7 @@ class LPIPS(nn.Module):
         return distance
 
     def _load_heads(self, path: Path) -> None:
-        state = _read(path, "heads", "the LPIPS linear heads for VGG (version 0.1)")
+        state = read_weights(path, "heads", "the LPIPS linear heads for VGG (version 0.1)")
         for index, head in enumerate(self.heads):
             key = f"lin{index}.model.1.weight"
             if key not in state or state[key].shape != head.shape:
@@ -127,26 +124,8 @@ def _shipped_heads() -> Path:
     return Path(spec.submodule_search_locations[0], "functional", "image", "lpips_models", "vgg.pth")
 
 
-def _read(path: Path, argument: str, content: str) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise MissingWeights(f"{argument}: no file at {path}; expected {content}, as .safetensors or .pth")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    # reading damaged bytes raises almost anything
-    except Exception as error:
-        raise ValueError(f"{argument}: {path} is damaged or not {content}: {type(error).__name__}: {error}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{argument}: {path} is not {content}: it holds a {type(state).__name__}")
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-
-
 def _load(module: nn.Module, path: Path, content: str) -> None:
-    state = _read(path, "vgg_weights", content)
+    state = read_weights(path, "vgg_weights", content)
     wanted = module.state_dict()
-    wrong = [key for key, value in wanted.items() if key not in state or state[key].shape != value.shape]
-    if wrong:
-        shown = ", ".join(wrong[:3])
-        raise ValueError(
-            f"vgg_weights: {path} is not {content}: {len(wrong)} of {len(wanted)} tensors missing or misshapen ({shown})"
-        )
+    check_weights(state, wanted, path, "vgg_weights", content)
     module.load_state_dict({key: state[key] for key in wanted})
