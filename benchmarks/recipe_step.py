@@ -124,9 +124,9 @@ def open_run(recipe: str, device: torch.device, **changes) -> Run:
     changes: of the settings; `model` a dict of changes of the model's.
     Raises Unavailable where the recipe needs what is not installed here.
     """
+    from training.data.sources import open_split
     from training.distributed import Ranks
     from training.recipes import find_recipe
-    from training.sources import open_split
     from training.tokenizer import Run
     from training.tokenizer_settings import WordSettings
 

@@ -71,7 +71,7 @@ def _run_tokenizer(arguments: list[str]) -> None:
 
 
 def _run_tasks(arguments: list[str]) -> None:
-    from training.prior_recipes import PRIOR_RECIPES
+    from training.priors.recipes import PRIOR_RECIPES
     from training.tasks import find_task, task_names
 
     if arguments:
@@ -86,8 +86,8 @@ def _run_tasks(arguments: list[str]) -> None:
 def _run_prior(arguments: list[str]) -> None:
     import tyro
 
-    from training.prior import train_prior
-    from training.prior_recipes import PRIOR_RECIPES, find_prior_recipe
+    from training.priors.recipes import PRIOR_RECIPES, find_prior_recipe
+    from training.priors.train import train_prior
     from training.tasks import find_task, task_names
 
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -115,8 +115,8 @@ def _run_evaluate(arguments: list[str]) -> None:
     import tyro
 
     from training.evaluate import Evaluation, evaluate
-    from training.evaluate_prior import PriorEvaluation, evaluate_prior
-    from training.prior_runs import FinishedPrior
+    from training.priors.evaluate import PriorEvaluation, evaluate_prior
+    from training.priors.runs import FinishedPrior
 
     if any(FinishedPrior.is_one(Path(word)) for word in arguments if not word.startswith("-")):
         evaluate_prior(tyro.cli(PriorEvaluation, args=arguments, prog="python -m training evaluate"))
@@ -127,7 +127,7 @@ def _run_evaluate(arguments: list[str]) -> None:
 def _run_generate(arguments: list[str]) -> None:
     import tyro
 
-    from training.generate import Generation, generate
+    from training.priors.generate import Generation, generate
 
     generate(tyro.cli(Generation, args=arguments, prog="python -m training generate"))
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 
 from training import checkpoint
-from training.data import PictureDataset, to_float
+from training.data.batches import PictureDataset, to_float
+from training.data.sources import open_split
 from training.distributed import started
 from training.evaluate import MEAN_COLOR, Evaluation, evaluate, table
 from training.recipes import RECIPES
 from training.report import Report, write_report
-from training.sources import open_split
 from training.tokenizer import train
 
 SIDE_BY_SIDE = ("vqgan", "vqct")

@@ -23,10 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training.data import PictureDataset, TrainingOrder, default_workers, load, to_float
+from training.data.batches import PictureDataset, TrainingOrder, default_workers, load, to_float
+from training.data.sources import Source, open_split
 from training.distributed import Ranks
 from training.log import progress_bar
-from training.sources import Source, open_split
 from vqkit.language import tag_words
 from vqkit.metrics import Features, InceptionFeatures, PictureFeatures
 

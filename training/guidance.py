@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from training.sources import Source
+from training.data.sources import Source
 from training.tokenizer_settings import TokenizerSettings
 from vqkit.language import CaptionTokens, TextEncoder, open_text_encoder
 from vqkit.objectives import CaptionTranslation, GuidanceText, LanguageGuidance, TextObjective, TranslationText, mask_rate

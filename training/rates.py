@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from training.data import PictureDataset
+from training.data.batches import PictureDataset
 from training.distributed import Ranks
-from training.evaluate import measure
+from training.reconstruction import measure
 from vqkit.metrics import count_codes
 from vqkit.models import RateAdaptiveTokenizer, TokenizerOutput
 
 
 class AtRate(nn.Module):
-    """The model with so many codes, as `evaluate.measure` takes a tokenizer."""
+    """The model with so many codes, as `reconstruction.measure` takes a tokenizer."""
 
     def __init__(self, model: RateAdaptiveTokenizer, rate: int):
         super().__init__()
@@ -28,7 +28,7 @@ class AtRate(nn.Module):
 def measure_rates(
     model: RateAdaptiveTokenizer, rates: tuple[int, ...], dataset: PictureDataset, ranks: Ranks, **loading: int
 ) -> dict[str, dict]:
-    """The metrics of `evaluate.measure` at each rate, by the rate as text, as JSON keeps keys. ValueError for a model of one rate.
+    """The metrics of `reconstruction.measure` at each rate, by the rate as text, as JSON keeps keys. ValueError for a model of one rate.
 
     loading: batch_size and workers.
     """

@@ -146,9 +146,7 @@ def to_json(recipe: str, settings: TokenizerSettings) -> dict:
         del fields["guidance"]
     for name in (section for guidance, section in _SECTIONS.items() if guidance != settings.guidance):
         del fields[name]
-    if settings.schedule == "cosine":
-        fields["schedule_steps"] = settings.cosine_end
-    return json.loads(json.dumps({"recipe": recipe, **fields}, default=str))
+    return json.loads(json.dumps({"recipe": recipe, **settings.pinned(fields)}, default=str))
 
 
 def with_defaults(before: dict, recipe: str, settings: TokenizerSettings) -> dict:

@@ -8,8 +8,8 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from training.data.regions import Box, Region
 from training.pictures import COLOURS, embedded
-from training.regions import Box, Region
 
 _WORDS = 3
 

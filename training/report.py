@@ -13,14 +13,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from training.data import PictureDataset, to_float, to_uint8
+from training.data.batches import PictureDataset, to_float, to_uint8
+from training.data.regions import regions_of
+from training.data.sources import Source
 from training.evaluate import MEAN_COLOR
 from training.guidance import load_guidance
 from training.pictures import curves, picture_rows, picture_sheet, usage_bars, word_overlay
 from training.region_words import region_figure, words_in
-from training.regions import regions_of
 from training.runs import FinishedRun
-from training.sources import Source
 from training.word_maps import map_rows, word_maps
 from vqkit.models import Tokenizer
 from vqkit.objectives import LanguageGuidance

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training import checkpoint
+from training.data.sources import SPLITS, Source, open_split
 from training.log import read_log
-from training.sources import SPLITS, Source, open_split
 from vqkit.models import Tokenizer, from_pretrained
 
 

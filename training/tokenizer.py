@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 import vqkit.models
 from training import checkpoint
-from training.data import PictureDataset, TrainingOrder, default_workers, load, to_float
+from training.data.batches import PictureDataset, TrainingOrder, default_workers, load, to_float
+from training.data.masked import MaskedPictureDataset
+from training.data.sources import Source, open_split
 from training.distributed import Ranks, choose_precision
 from training.guidance import Guide, create_guide
 from training.log import Meter, RecentUsage, RunLog
 from training.loop import NoLog, parallel, say, synchronised, train_run
-from training.masked_data import MaskedPictureDataset
 from training.optimization import create_optimizer, set_rate
 from training.recipes import RECIPES, to_json, with_defaults
-from training.sources import Source, open_split
 from training.tokenizer_settings import MaskSettings, TokenizerSettings, WordSettings
 from training.vocabulary import find_vocabulary
 from vqkit.language import Vocabulary

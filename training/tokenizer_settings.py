@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from training.optimization import AdamSettings
 from vqkit.models import (
     ADQConfig,
     RAQConfig,
@@ -52,7 +52,7 @@ class TranslationSettings(TranslationConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerSettings:
+class TokenizerSettings(AdamSettings):
     """How a tokenizer is trained; the model's own settings are in `model`, a different class for each model."""
 
     data: str = tyro.MISSING
@@ -76,15 +76,7 @@ class TokenizerSettings:
     betas: tuple[float, float] = (0.5, 0.9)
     """Of Adam, of both."""
     weight_decay: float = 0.0
-    """Of AdamW, for the tokenizer's weights of two or more dimensions but codes; biases, norms, codes and the discriminator have none."""
-    warmup_steps: int = 0
-    """Steps over which the rate grows linearly from nothing."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: "constant", or "cosine" from lr to final_lr."""
-    final_lr: float = 0.0
-    """Where a cosine ends; the rate stays there."""
-    schedule_steps: int | None = None
-    """Step at which a cosine ends. Default: steps, which may not grow then on resumption."""
+    """Of AdamW, for the tokenizer's weights of two or more dimensions but codes and embeddings; the discriminator has none."""
     grad_clip: float = 0.0
     """Largest norm of the tokenizer's gradient; 0 clips nothing."""
     ema_decay: float = 0.99
@@ -136,40 +128,16 @@ class TokenizerSettings:
     """Steps between lines of log.jsonl."""
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("resolution", "batch_size", "accumulation", "save_every", "log_every", "disc_channels", "disc_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("steps", "grad_clip", "structural_weight", "disc_start", "disc_weight", "r1_weight", "logit_laplace_weight",
-                     "memory_budget", "workers", "weight_decay", "warmup_steps", "final_lr"):
+        for name in ("grad_clip", "structural_weight", "disc_start", "disc_weight", "r1_weight", "logit_laplace_weight",
+                     "memory_budget", "workers"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ValueError(f"lr: expected more than 0, got {self.lr}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected 0 <= ema_decay < 1, got {self.ema_decay}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: expected two numbers, 0 <= beta < 1, got {self.betas}")
-        if self.schedule_steps is not None and self.schedule_steps <= self.warmup_steps:
-            raise ValueError(f"schedule_steps: expected more than the {self.warmup_steps} of the warm-up, got {self.schedule_steps}")
-
-    def rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0.
-
-        lr (s + 1) / w for s < w, the warm-up; then lr, or final_lr + (lr - final_lr) (1 + cos(pi t)) / 2 with t = (s - w) / (e - w) up to
-        the end e of the cosine, and final_lr from there.
-        """
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        if self.schedule == "constant":
-            return self.lr
-        length = self.cosine_end - self.warmup_steps
-        passed = min(1.0, (step - self.warmup_steps) / length) if length > 0 else 1.0
-        return self.final_lr + (self.lr - self.final_lr) * (1 + math.cos(math.pi * passed)) / 2
-
-    @property
-    def cosine_end(self) -> int:
-        """The step from which a cosine stays at final_lr."""
-        return self.steps if self.schedule_steps is None else self.schedule_steps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import math
 import torch
 from tqdm import tqdm
 
-from training.data import EvaluationOrder, PictureDataset, load, to_float
+from training.data.batches import EvaluationOrder, PictureDataset, load, to_float
 from training.distributed import Ranks
 from training.guidance import Captions
 from vqkit.language import TextEncoder

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from training.sources import DataError, Source, open_split
+from training.data.sources import DataError, Source, open_split
 from training.tokenizer_settings import WordSettings
 from vqkit.language import Vocabulary, build_vocabulary
 

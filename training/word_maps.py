@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.data import to_float
+from training.data.batches import to_float
 from training.pictures import embedded
 from vqkit.language import TextEncoder, tag_words
 from vqkit.models import Tokenizer

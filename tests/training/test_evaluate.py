@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data import PictureDataset
+from training.data.batches import PictureDataset
+from training.data.sources import open_split
 from training.distributed import Ranks
-from training.evaluate import Evaluation, MeanColor, evaluate, measure, table
-from training.sources import open_split
+from training.evaluate import Evaluation, MeanColor, evaluate, table
+from training.reconstruction import measure
 from training.tokenizer import train
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

@@ -10,12 +10,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from training import feature_net as module
-from training.data import PictureDataset
+from training.data.batches import PictureDataset
+from training.data.scenes import BACKGROUNDS, sample_scene
+from training.data.sources import open_split
 from training.distributed import Ranks
-from training.evaluate import Evaluation, MeanColor, evaluate, measure
+from training.evaluate import Evaluation, MeanColor, evaluate
 from training.feature_net import feature_net, feature_networks
-from training.scenes import BACKGROUNDS, sample_scene
-from training.sources import open_split
+from training.reconstruction import measure
 from vqkit.metrics import PictureSet, compare_pictures, kernel_distance
 from vqkit.objectives import LPIPS
 from vqkit.objectives.perceptual import VGG16Features

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from training import checkpoint
 from training.__main__ import main
 from training.alignment import measure_alignment
-from training.data import PictureDataset
+from training.data.batches import PictureDataset
+from training.data.sources import open_split
 from training.distributed import Ranks
 from training.evaluate import Evaluation, evaluate
 from training.guidance import Captions, load_guidance
 from training.log import read_log
 from training.recipes import RECIPES
-from training.sources import open_split
 from training.tokenizer import train
 from training.tokenizer_settings import LGVQSettings, VQGANSettings
 from vqkit.language import open_text_encoder

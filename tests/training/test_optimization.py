@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from training import checkpoint
 from training.optimization import create_optimizer, decayed_apart
+from training.priors.recipes import PRIOR_RECIPES
 from training.recipes import RECIPES, to_json
 from training.tokenizer import train
 from training.tokenizer_settings import TokenizerSettings
@@ -34,7 +35,19 @@ def test_warm_up_and_cosine():
     assert settings(lr=1.0, schedule="cosine", schedule_steps=10, steps=99).rate_at(10) == pytest.approx(0.0)
 
 
+def test_an_exponential_schedule_falls_by_the_same_factor():
+    chosen = settings(lr=1.0, final_lr=0.01, warmup_steps=2, schedule="exponential", steps=10)
+    rates = [chosen.rate_at(step) for step in range(14)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[10:] == pytest.approx([0.01] * 4)
+    assert [after / before for before, after in zip(rates[2:10], rates[3:11])] == pytest.approx([0.01 ** (1 / 8)] * 8)
+    with pytest.raises(ValueError, match="final_lr: expected more than 0, where an exponential schedule can end, got 0"):
+        settings(schedule="exponential")
+
+
 def test_the_published_schedules():
+    for name in ("vim-base", "vim-large"):
+        chosen = PRIOR_RECIPES[name].settings
+        assert [chosen.rate_at(step) for step in (4_999, 5_000, 500_000)] == pytest.approx([4.5e-4, 4.5e-4, 1e-5])
     for name in ("vit-vqgan-small", "vit-vqgan-base", "vit-vqgan-large"):
         chosen = RECIPES[name].settings
         assert (chosen.betas, chosen.weight_decay) == ((0.9, 0.99), 1e-4)

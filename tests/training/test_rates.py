@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from training.__main__ import main
-from training.data import PictureDataset
+from training.data.batches import PictureDataset
+from training.data.sources import open_split
 from training.evaluate import Evaluation, evaluate
 from training.runs import FinishedRun
-from training.sources import open_split
 from training.tokenizer import train
 from vqkit.metrics import psnr
 

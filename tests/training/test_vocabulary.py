@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from training.__main__ import main
+from training.data.sources import open_split
 from training.recipes import RECIPES
-from training.sources import open_split
 from training.vocabulary import find_vocabulary, read_captions
 from vqkit.language import Vocabulary
 

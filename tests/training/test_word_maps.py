@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import vqkit.models
-from training.data import to_float
+from training.data.batches import to_float
+from training.data.regions import Region
 from training.region_words import region_figure, words_in
-from training.regions import Region
 from training.word_maps import heat, map_rows, word_maps
 from vqkit.language import open_text_encoder
 from vqkit.objectives import GuidanceConfig, LanguageGuidance

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from training.studies.claims import Claim
 from training.recipes import TokenizerSettings, find_recipe
+from training.studies.claims import Claim
 
 # Of `rates`: what one RAQ is asked for, and what a VQ-VAE is trained for each time.
 _RATES = (16, 64, 256)

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training import checkpoint
-from training.studies.code_movement import codes_moved
-from training.data import PictureDataset, to_float
+from training.data.batches import PictureDataset, to_float
+from training.data.sources import open_split
 from training.distributed import started
 from training.evaluate import Evaluation, evaluate
-from training.studies.probe import LanguageProbe, NoTextModel
 from training.rates import measure_rates
 from training.runs import FinishedRun
-from training.sources import open_split
 from training.studies.candidates import Candidate
+from training.studies.code_movement import codes_moved
+from training.studies.probe import LanguageProbe, NoTextModel
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.alignment import measure_alignment
-from training.data import PictureDataset, TrainingOrder, to_float
+from training.data.batches import PictureDataset, TrainingOrder, to_float
+from training.data.sources import Source
 from training.distributed import Ranks
 from training.guidance import Captions
 from training.loop import reproducible
-from training.sources import Source
 from vqkit.language import TextEncoder, open_text_encoder
 from vqkit.models import Tokenizer
 from vqkit.objectives import GuidanceConfig, GuidanceText, LanguageGuidance, mask_rate

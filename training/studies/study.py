@@ -16,17 +16,17 @@ import torch
 import tyro
 
 from training import checkpoint
-from training.studies.claims import claims_html, claims_table, judge
+from training.data.sources import open_split
 from training.distributed import choose_device
 from training.evaluate import MEAN_COLOR, Evaluation, evaluate
-from training.studies.measures import tables, tables_html
-from training.studies.probe import LanguageProbe
 from training.recipes import TokenizerSettings, changed_setting, to_json, with_defaults
 from training.report import show, write_page
 from training.runs import FinishedRun
-from training.sources import open_split
 from training.studies.candidates import STUDIES, Candidate
+from training.studies.claims import claims_html, claims_table, judge
+from training.studies.measures import tables, tables_html
 from training.studies.metrics import Measured, measure_run
+from training.studies.probe import LanguageProbe
 from training.tokenizer import train
 
 BUDGETS = {

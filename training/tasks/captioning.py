@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from training.sources import Source
+from training.data.sources import Source
 from training.tasks.answers import LIKELIEST, answers
-from training.tasks.captions import TEXT, caption_rows, captions_of, learn_captions, text_segment
+from training.tasks.captions import TEXT, CaptionTask, caption_rows, captions_of
 from training.tasks.distribution import one_each, real_pictures
 from training.tasks.task import Judged, Panel, Rows, matching, nats_per_token
-from training.tasks.text_task import TextTask
 from vqkit.metrics.bleu import bleu
 from vqkit.metrics.caption_scores import caption_scores
 from vqkit.metrics.cider import cider_d
 from vqkit.models import Segment
 
 
-class Captioning(TextTask):
+class Captioning(CaptionTask):
     """Sequences [picture, caption]; trained on every caption of a picture.
 
     Metrics:
@@ -36,13 +35,9 @@ class Captioning(TextTask):
     gives = "text"
     sampling = LIKELIEST
 
-    @classmethod
-    def learn(cls, source: Source) -> dict:
-        return learn_captions(source)
-
     @property
     def segments(self) -> tuple[Segment, ...]:
-        return self.pictures.segment(predicted=False), text_segment(self.vocabulary, self.learned["length"], predicted=True)
+        return self.pictures.segment(predicted=False), self.text_segment(predicted=True)
 
     def rows(self, source: Source) -> Rows:
         pictures, captions = caption_rows(source, every=True)

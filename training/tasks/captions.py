@@ -5,30 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.sources import Source
-from training.tasks.text_task import learn_texts
-from vqkit.language.text_vocabulary import TextVocabulary
+from training.data.sources import Source
+from training.tasks.text_task import TextTask, learn_texts
 from vqkit.models import Segment
 
 TEXT = "text"
 
 
-def learn_captions(source: Source, longest: int = 32) -> dict:
-    """The words of the captions and the length of their segment, as `learn_texts`. Raises ValueError where no picture has a caption."""
-    captions = [caption for index in range(len(source)) for caption in captions_of(source, index)]
-    if not captions:
-        raise ValueError(f'data: {source.name} has no captions; expected a metadata.jsonl with "captions" of its pictures')
-    return learn_texts(captions, longest)
+class CaptionTask(TextTask):
+    """A task that learns from the captions of its pictures."""
+
+    @classmethod
+    def learn(cls, source: Source) -> dict:
+        """The words of the captions, as `learn_texts`. Raises ValueError where no picture has a caption."""
+        captions = [caption for index in range(len(source)) for caption in captions_of(source, index)]
+        if not captions:
+            raise ValueError(f'data: {source.name} has no captions; expected a metadata.jsonl with "captions" of its pictures')
+        return learn_texts(captions)
+
+    def text_segment(self, *, predicted: bool) -> Segment:
+        """A caption as a segment."""
+        return Segment(TEXT, self.learned["length"], (len(self.vocabulary),), predicted=predicted, end=self.vocabulary.end)
 
 
 def captions_of(source: Source, index: int) -> list[str]:
     """The captions of a picture that say something."""
     return [caption for caption in source.record(index).get("captions") or [] if caption.strip()]
-
-
-def text_segment(vocabulary: TextVocabulary, length: int, *, predicted: bool) -> Segment:
-    """A caption as a segment."""
-    return Segment(TEXT, length, (len(vocabulary),), predicted=predicted, end=vocabulary.end)
 
 
 def caption_rows(source: Source, every: bool) -> tuple[Tensor, list[str]]:

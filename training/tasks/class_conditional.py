@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.sources import Source
+from training.data.sources import Source
 from training.tasks.distribution import decoded, picture_metrics
 from training.tasks.labels import find_class, label_rows, learn_classes
 from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, matching, nats_per_token

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.sources import Source
+from training.data.sources import Source
 from training.tasks.distribution import PictureDistances, decoded, generated, real_pictures
 from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, nats_per_token
 from vqkit.metrics import psnr, ssim

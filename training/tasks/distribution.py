@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data import to_uint8
-from training.picture_codes import PictureFormat
+from training.data.batches import to_uint8
+from training.priors.codes import PictureFormat
 from training.tasks.task import IMAGE, Judged
 from vqkit.metrics import PictureFeatures, PictureSet, compare_pictures
 from vqkit.models import ABSENT

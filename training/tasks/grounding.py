@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from training.regions import phrases_of, regions_of
-from training.sources import Source
+from training.data.regions import phrases_of, regions_of
+from training.data.sources import Source
 from training.tasks.answers import LIKELIEST, answers, asked, varied
 from training.tasks.distribution import real_pictures
 from training.tasks.task import Judged, Panel, Rows, nats_per_token

@@ -7,7 +7,7 @@ import difflib
 import torch
 from torch import Tensor
 
-from training.sources import Source
+from training.data.sources import Source
 
 
 def learn_classes(source: Source) -> dict:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training.data.sources import Source
 from training.linear_classifier import LinearClassifier
-from training.sources import Source
 from training.tasks.labels import label_rows, learn_classes
 from training.tasks.task import IMAGE, Examples, Judged, Panel, Rows, Task, nats_per_token
 from vqkit.models import Prior, Segment
-
 
 # Values that a matrix of frequencies may have: 1 GiB in float64.
 _MOST_FREQUENCIES = 1 << 27

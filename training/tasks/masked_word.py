@@ -8,12 +8,11 @@ import random
 import torch
 from torch import Tensor
 
-from training.sources import Source
+from training.data.sources import Source
 from training.tasks.answers import LIKELIEST, answers, asked, varied
-from training.tasks.captions import TEXT, caption_rows, learn_captions, text_segment
+from training.tasks.captions import TEXT, CaptionTask, caption_rows
 from training.tasks.distribution import real_pictures
 from training.tasks.task import Judged, Panel, Rows, nats_per_token
-from training.tasks.text_task import TextTask
 from vqkit.models import ABSENT, Segment
 
 WORDS = "words"
@@ -22,7 +21,7 @@ COUNTS = (1, 3)
 BLANK = "___"
 
 
-class MaskedWord(TextTask):
+class MaskedWord(CaptionTask):
     """Sequences [picture, caption with masked words, the words in order]; each caption once with 1 and, where it has as many, once with 3 masked.
 
     Which words are masked is drawn for each caption and stays the same, in training too; the 3 are the 1 and two more. Punctuation and words
@@ -41,13 +40,9 @@ class MaskedWord(TextTask):
     gives = "word"
     sampling = LIKELIEST
 
-    @classmethod
-    def learn(cls, source: Source) -> dict:
-        return learn_captions(source)
-
     @property
     def segments(self) -> tuple[Segment, ...]:
-        return (self.pictures.segment(predicted=False), text_segment(self.vocabulary, self.learned["length"], predicted=False),
+        return (self.pictures.segment(predicted=False), self.text_segment(predicted=False),
                 Segment(WORDS, max(COUNTS), (len(self.vocabulary),), predicted=True))
 
     def rows(self, source: Source) -> Rows:

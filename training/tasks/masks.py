@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.picture_codes import PictureFormat
-from training.sources import DataError, Source
+from training.data.sources import DataError, Source
+from training.priors.codes import PictureFormat
 
 _logger = logging.getLogger("training")
 

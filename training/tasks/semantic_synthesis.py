@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training.data.sources import Source
 from training.linear_classifier import LinearClassifier
-from training.sources import Source
 from training.tasks.distribution import PictureDistances, decoded, generated, real_pictures
 from training.tasks.masks import learn_mask_classes, mask_rows, painted
 from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, matching, nats_per_token

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.picture_codes import PictureCodes, PictureFormat
-from training.sources import Source
+from training.data.sources import Source
+from training.priors.codes import PictureCodes, PictureFormat
 from vqkit.models import Sampling, Segment, Tokenizer, TokenPrior
 
 IMAGE = "image"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from training.picture_codes import PictureFormat
+from training.priors.codes import PictureFormat
 from training.tasks.task import Task
 from vqkit.language.text_vocabulary import TextVocabulary
 

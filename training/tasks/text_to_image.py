@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-
-from training.sources import Source
-from training.tasks.captions import TEXT, caption_rows, learn_captions, text_segment
+from training.data.sources import Source
+from training.tasks.captions import TEXT, CaptionTask, caption_rows
 from training.tasks.distribution import decoded, one_each, picture_metrics
 from training.tasks.task import IMAGE, Judged, Panel, Rows, matching, nats_per_token
-from training.tasks.text_task import TextTask
 from vqkit.models import Segment
 
 
-class TextToImage(TextTask):
+class TextToImage(CaptionTask):
     """Sequences [caption, picture]; trained on every caption of a picture.
 
     Metrics: the picture's nats a token; `matching`, how often a picture is likelier with its caption than with another; the distance of
@@ -22,13 +20,9 @@ class TextToImage(TextTask):
     summary = "a picture of a caption; matching of captions, distance of pictures"
     gives = "picture"
 
-    @classmethod
-    def learn(cls, source: Source) -> dict:
-        return learn_captions(source)
-
     @property
     def segments(self) -> tuple[Segment, ...]:
-        return text_segment(self.vocabulary, self.learned["length"], predicted=False), self.pictures.segment(predicted=True)
+        return self.text_segment(predicted=False), self.pictures.segment(predicted=True)
 
     def rows(self, source: Source) -> Rows:
         pictures, captions = caption_rows(source, every=True)

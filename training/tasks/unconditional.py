@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from training.sources import Source
+from training.data.sources import Source
 from training.tasks.distribution import decoded, nothing, picture_metrics
 from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, nats_per_token
 from vqkit.models import ABSENT, Segment

@@ -9,8 +9,8 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from training.picture_codes import PictureFormat
-from training.sources import Source
+from training.data.sources import Source
+from training.priors.codes import PictureFormat
 from training.tasks.answers import LIKELIEST, answers, asked, shares, varied
 from training.tasks.distribution import real_pictures
 from training.tasks.task import Judged, Panel, Rows, nats_per_token

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import vqkit.models
+from training.data.sources import open_split
 from training.studies.probe import LanguageProbe, NoTextModel
-from training.sources import open_split
 
 SMALL = {"channels": 8, "channel_multipliers": (1, 2), "num_res_blocks": 1, "attention": False, "latent_dim": 8, "code_dim": 4, "codebook_size": 16}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from training.__main__ import main
+from training.data.sources import SceneSource
 from training.recipes import RECIPES
-from training.sources import SceneSource
 from training.studies.candidates import STUDIES, Candidate
 from training.studies.study import Study, make_study
 
@@ -135,7 +135,7 @@ def test_one_raq_is_measured_at_every_rate(pictures, tmp_path):
 
 def test_the_papers_end_to_end(tmp_path, monkeypatch, write_bert, words, capsys):
     # All recipes as they are, on few scenes and with words and a text model that load at once.
-    monkeypatch.setattr("training.sources.SCENES_IN_SPLIT", {"train": 32, "val": 8, "test": 8})
+    monkeypatch.setattr("training.data.sources.SCENES_IN_SPLIT", {"train": 32, "val": 8, "test": 8})
     captions = [caption for split in ("train", "test") for index in range(8) for caption in SceneSource(split).record(index)["captions"]]
     text_model = write_bert(tmp_path / "bert", sorted({word for caption in captions for word in caption.lower().split()}))
     for name, recipe in RECIPES.items():

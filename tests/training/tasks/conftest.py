@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.prior import train_prior
-from training.prior_recipes import PRIOR_RECIPES
+from training.priors.recipes import PRIOR_RECIPES
+from training.priors.train import train_prior
 from training.recipes import RECIPES
 from training.tokenizer import train
 

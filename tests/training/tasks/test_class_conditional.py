@@ -6,14 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data import to_float
-from training.drawing import Drawing
-from training.evaluate_prior import PriorEvaluation, evaluate_prior, judge
+from training.data.batches import to_float
+from training.data.scenes import BACKGROUNDS
+from training.data.sources import PictureSource, SceneSource, open_split
 from training.linear_classifier import LinearClassifier
-from training.picture_codes import PictureFormat
-from training.prior_runs import FinishedPrior
-from training.scenes import BACKGROUNDS
-from training.sources import PictureSource, SceneSource, open_split
+from training.priors.codes import PictureFormat
+from training.priors.drawing import Drawing
+from training.priors.evaluate import PriorEvaluation, evaluate_prior, judge
+from training.priors.runs import FinishedPrior
 from training.tasks.class_conditional import CLASS, ClassConditional
 from training.tasks.distribution import generated, real_pictures
 from vqkit.models import Segment

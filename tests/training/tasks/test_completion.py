@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from training.evaluate_prior import PriorEvaluation, evaluate_prior, judge
-from training.picture_codes import PictureCodes, PictureFormat
-from training.prior_runs import FinishedPrior
+from training.priors.codes import PictureCodes, PictureFormat
+from training.priors.evaluate import PriorEvaluation, evaluate_prior, judge
+from training.priors.runs import FinishedPrior
 from training.tasks.completion import GREY, Completion
 from training.tasks.distribution import generated, real_pictures
 from training.tasks.task import IMAGE, Examples, Judged, Rows

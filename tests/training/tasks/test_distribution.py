@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from training.picture_codes import PictureCodes, PictureFormat
-from training.sources import SceneSource
+from training.data.sources import SceneSource
+from training.priors.codes import PictureCodes, PictureFormat
 from training.tasks.distribution import PictureDistances, decoded, generated, nothing, one_each, picture_metrics, real_pictures
 from training.tasks.task import IMAGE, Examples, Judged, Rows
-from vqkit.metrics import FeatureStatistics, Features, PictureFeatures, frechet_distance
+from vqkit.metrics import Features, FeatureStatistics, PictureFeatures, frechet_distance
 from vqkit.models import Sampling, create, create_prior
 
 

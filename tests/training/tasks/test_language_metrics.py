@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from training.drawing import Drawing
-from training.picture_codes import PictureCodes, PictureFormat
-from training.sources import SceneSource, open_split
+from training.data.sources import SceneSource, open_split
+from training.priors.codes import PictureCodes, PictureFormat
+from training.priors.drawing import Drawing
 from training.tasks import retrieval
 from training.tasks.answers import LIKELIEST, answers, varied
 from training.tasks.captioning import Captioning

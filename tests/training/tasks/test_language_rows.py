@@ -7,17 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from training.picture_codes import PictureFormat
-from training.regions import regions_of, shown_box
-from training.rendering import render
-from training.scenes import sample_scene
-from training.sources import SceneSource, open_split
+from training.data.regions import regions_of, shown_box
+from training.data.rendering import render
+from training.data.scenes import sample_scene
+from training.data.sources import SceneSource, open_split
+from training.priors.codes import PictureFormat
 from training.tasks.captioning import Captioning
 from training.tasks.captions import TEXT
-from training.tasks.text_task import learn_texts
 from training.tasks.grounding import BOX, PHRASE, Grounding
 from training.tasks.masked_word import WORDS, MaskedWord
 from training.tasks.retrieval import Retrieval
+from training.tasks.text_task import learn_texts
 from training.tasks.vqa import ANSWER, QUESTION, Vqa, VqaGenerate
 from vqkit.models import Segment
 

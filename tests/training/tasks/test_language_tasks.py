@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from training.__main__ import main
-from training.evaluate_prior import PriorEvaluation, evaluate_prior
-from training.sources import SceneSource
+from training.data.sources import SceneSource
+from training.priors.evaluate import PriorEvaluation, evaluate_prior
 from training.tasks import find_task
 
 NAMES = ("captioning", "vqa", "vqa-generate", "grounding", "masked-word", "retrieval")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from training.evaluate_prior import PriorEvaluation, evaluate_prior, judge
+from training.data.sources import SceneSource
 from training.linear_classifier import LinearClassifier
-from training.picture_codes import PictureCodes
-from training.prior_runs import FinishedPrior
-from training.sources import SceneSource
+from training.priors.codes import PictureCodes
+from training.priors.evaluate import PriorEvaluation, evaluate_prior, judge
+from training.priors.runs import FinishedPrior
 from training.tasks.linear_probe import code_frequencies, middle_block, pooled_states
 from training.tasks.task import IMAGE, Examples, Rows
 from vqkit.models import Segment

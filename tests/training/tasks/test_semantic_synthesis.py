@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from training.drawing import Drawing
-from training.evaluate_prior import PriorEvaluation, evaluate_prior, judge
-from training.picture_codes import PictureFormat
-from training.prior_runs import FinishedPrior
-from training.scenes import CLASSES
-from training.sources import SceneSource, open_split
+from training.data.scenes import CLASSES
+from training.data.sources import SceneSource, open_split
+from training.priors.codes import PictureFormat
+from training.priors.drawing import Drawing
+from training.priors.evaluate import PriorEvaluation, evaluate_prior, judge
+from training.priors.runs import FinishedPrior
 from training.tasks.masks import cell_classes, painted
 from training.tasks.semantic_synthesis import MASK, CellClassifier, SemanticSynthesis
 from vqkit.models import Segment

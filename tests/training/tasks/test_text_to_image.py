@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from training.data import to_float
-from training.drawing import Drawing
-from training.evaluate_prior import PriorEvaluation, evaluate_prior, judge
+from training.data.batches import to_float
+from training.data.scenes import BACKGROUNDS
+from training.data.sources import SceneSource
 from training.linear_classifier import LinearClassifier
-from training.prior_runs import FinishedPrior
-from training.scenes import BACKGROUNDS
-from training.sources import SceneSource
+from training.priors.drawing import Drawing
+from training.priors.evaluate import PriorEvaluation, evaluate_prior, judge
+from training.priors.runs import FinishedPrior
 from training.tasks.captions import TEXT
 from training.tasks.distribution import generated, one_each, real_pictures
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from training.evaluate_prior import PriorEvaluation, evaluate_prior, judge
-from training.picture_codes import read_codes
-from training.prior import CODES
-from training.prior_runs import FinishedPrior
+from training.priors.codes import read_codes
+from training.priors.evaluate import PriorEvaluation, evaluate_prior, judge
+from training.priors.runs import FinishedPrior
+from training.priors.train import CODES
 from training.tasks.distribution import generated, nothing
 from training.tasks.task import IMAGE
 
@@ -36,8 +36,8 @@ def test_another_task_is_measured_only_where_the_sequences_are_the_same(prior_of
 
 def test_a_network_of_features_names_the_distances(prior_of, untrained_run, monkeypatch, tmp_path):
     """With a network that is trained for two steps: what counts is what the numbers are called."""
-    from training import evaluate_prior as module
     from training.feature_net import feature_net
+    from training.priors import evaluate as module
 
     monkeypatch.setattr(module, "feature_net", lambda *place, fit: feature_net(*place, fit=fit, pictures=64, steps=2))
     folder = prior_of("unconditional", untrained_run)

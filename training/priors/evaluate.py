@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 import tyro
 
 from training.checkpoint import write_json
+from training.data.sources import Source, open_split
 from training.distributed import choose_device
-from training.drawing import Drawing
 from training.feature_net import feature_net
-from training.picture_codes import PictureCodes, encode_pictures, read_codes
-from training.prior import CODES
-from training.prior_runs import FinishedPrior
-from training.sources import Source, open_split
+from training.priors.codes import PictureCodes, encode_pictures, read_codes
+from training.priors.drawing import Drawing
+from training.priors.runs import FinishedPrior
+from training.priors.train import CODES
 from training.tasks import find_task
 from training.tasks.task import Examples, Judged, Task
 from vqkit.metrics import InceptionFeatures, PictureFeatures

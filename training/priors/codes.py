@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from training.data import EvaluationOrder, PictureDataset, default_workers, load, to_float
-from training.sources import Source
+from training.data.batches import EvaluationOrder, PictureDataset, default_workers, load, to_float
+from training.data.sources import Source
 from vqkit.models import Segment, Tokenizer
 
 

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 import vqkit.models
 from training import checkpoint
-from training.data import TrainingOrder
+from training.data.batches import TrainingOrder
+from training.data.sources import open_split
 from training.distributed import Ranks, choose_precision
 from training.log import Meter, RunLog
 from training.loop import NoLog, parallel, say, train_run
-from training.optimization import decayed_apart
-from training.picture_codes import PictureFormat, encode_pictures, read_codes
-from training.prior_recipes import PRIOR_RECIPES, PriorSettings, to_json
-from training.prior_runs import read_task, write_task
+from training.optimization import create_optimizer, set_rate
+from training.priors.codes import PictureFormat, encode_pictures, read_codes
+from training.priors.recipes import PRIOR_RECIPES, PriorSettings, to_json
+from training.priors.runs import read_task, write_task
 from training.runs import FinishedRun
-from training.sources import open_split
 from training.tasks import find_task
 from training.tasks.task import Examples
 from vqkit.models import from_pretrained
@@ -50,9 +50,7 @@ class PriorRun:
         torch.manual_seed(settings.seed)
         prior = vqkit.models.create_prior(PRIOR_RECIPES[recipe].prior, self.task.segments, **dataclasses.asdict(settings.model))
         self.model = prior.to(ranks.device).train()
-        decayed, others = decayed_apart([self.model])
-        groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, settings.lr, settings.betas)
+        self.optimizer = create_optimizer([self.model], settings, settings.weight_decay)
         self.parallel = parallel(self.model, ranks)
         precision = choose_precision(settings.precision, ranks.device)
         self.autocast = lambda: torch.autocast(ranks.device.type, precision, enabled=precision != torch.float32)
@@ -105,8 +103,7 @@ class PriorRun:
         began = time.perf_counter()
         tokens = next(batches)
         waited = time.perf_counter() - began
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.rate_at(self.step)
+        set_rate(self.settings.rate_at(self.step), self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             loss, terms = self.parallel(tokens)

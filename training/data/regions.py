@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
-from training import scenes
-from training.sources import PictureSource, SceneSource, Source
+from training.data import scenes
+from training.data.sources import PictureSource, SceneSource, Source
 
 Box = tuple[float, float, float, float]
 

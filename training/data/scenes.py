@@ -1,7 +1,7 @@
 """Procedural captioned scenes: data for every task with no download.
 
 A scene is one to four coloured shapes on a landscape, a wall or plain paper. It is a pure function of ``(seed, split, index)`` and
-says what is where in fractions of the picture, so one scene can be rendered at any resolution (`training.rendering`). Captions,
+says what is where in fractions of the picture, so one scene can be rendered at any resolution (`training.data.rendering`). Captions,
 referring phrases and questions are derived from it; questions are of the four types of COCO-QA (colour, location, number, object).
 """
 

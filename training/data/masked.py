@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data import PictureDataset
-from training.sources import DataError, Source
+from training.data.batches import PictureDataset
+from training.data.sources import DataError, Source
 
 
 class MaskedPictureDataset(PictureDataset):

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from training import checkpoint
 from training.__main__ import main
-from training.data import PictureDataset, TrainingOrder, load
-from training.masked_data import MaskedPictureDataset
-from training.sources import open_split
+from training.data.batches import PictureDataset, TrainingOrder, load
+from training.data.masked import MaskedPictureDataset
+from training.data.sources import open_split
 from training.tokenizer import train
 
 KEYS = [(epoch, index) for epoch in range(4) for index in range(20)]

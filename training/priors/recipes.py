@@ -11,11 +11,12 @@ from typing import Literal
 
 import tyro
 
+from training.optimization import AdamSettings
 from vqkit.models import DiffusionPriorConfig, MaskedPriorConfig, PriorConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorSettings:
+class PriorSettings(AdamSettings):
     """How a prior is trained on the codes of a frozen tokenizer; the model's own settings are in `model`."""
 
     tokenizer: Path = tyro.MISSING
@@ -29,13 +30,13 @@ class PriorSettings:
     batch_size: int = 64
     """Sequences in a pass, on each rank."""
     lr: float = 5e-4
-    """Learning rate of AdamW, reached after the warm-up and then constant."""
+    """Learning rate of AdamW; the largest one of a schedule."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Of AdamW."""
     weight_decay: float = 0.01
-    """Of all weights of two or more dimensions that are no embeddings."""
+    """Of weights of two or more dimensions but embeddings."""
     warmup_steps: int = 100
-    """Steps over which the rate grows linearly from nothing."""
+    """Steps over which the rate grows linearly from nothing; see --schedule for what comes then."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 clips nothing."""
     max_pictures: int | None = None
@@ -44,26 +45,20 @@ class PriorSettings:
     """Of weights, order and dropout, and of the built-in scenes."""
     device: str = "auto"
     """"cuda", "cpu"; auto is cuda where there is one."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the network; auto is bfloat16 on CUDA and float32 elsewhere. Losses are float32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the network; auto is bf16 where the device computes it fast. Losses are float32."""
     save_every: int = 200
     """Steps between checkpoints; the last two are kept."""
     log_every: int = 20
     """Steps between lines of log.jsonl."""
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("batch_size", "save_every", "log_every", "max_pictures"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("steps", "weight_decay", "warmup_steps", "grad_clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.lr <= 0:
-            raise ValueError(f"lr: expected more than 0, got {self.lr}")
-
-    def rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        return self.lr * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else self.lr
+        if self.grad_clip < 0:
+            raise ValueError(f"grad_clip: expected 0 or more, got {self.grad_clip}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +94,8 @@ class PriorRecipe:
     settings: PriorSettings
 
 
+# VIM decays exponentially to 1e-5; by which step is not said: the last one is our reading.
+_VIM = {"lr": 4.5e-4, "betas": (0.9, 0.96), "schedule": "exponential", "final_lr": 1e-5, "batch_size": 256}
 _PUBLISHED = {"warmup_steps": 5000, "steps": 500_000, "save_every": 2000, "log_every": 100}
 PRIOR_RECIPES = {
     "small": PriorRecipe("prior", "4 layers of 192: minutes on two processor cores", AutoregressiveSettings(
@@ -110,9 +107,9 @@ PRIOR_RECIPES = {
     "gpt": PriorRecipe("prior", "16 layers, 16 heads, 1,024 wide, as LG-VQ's and VQCT's second stage; a GPU", AutoregressiveSettings(
         model=PriorConfig(depth=16, width=1024, heads=16), lr=4.5e-6 * 8, batch_size=8, **_PUBLISHED)),
     "vim-base": PriorRecipe("prior", "VIM base: 24 layers, 1,536 wide; GPUs and days", AutoregressiveSettings(
-        model=PriorConfig(depth=24, width=1536, heads=16), lr=4.5e-4, betas=(0.9, 0.96), batch_size=256, **_PUBLISHED)),
+        model=PriorConfig(depth=24, width=1536, heads=16), **_VIM, **_PUBLISHED)),
     "vim-large": PriorRecipe("prior", "VIM large: 36 layers, 2,048 wide; GPUs and days", AutoregressiveSettings(
-        model=PriorConfig(depth=36, width=2048, heads=32), lr=4.5e-4, betas=(0.9, 0.96), batch_size=256, **_PUBLISHED)),
+        model=PriorConfig(depth=36, width=2048, heads=32), **_VIM, **_PUBLISHED)),
     "maskgit": PriorRecipe("masked-prior", "MaskGIT: 24 layers, 768 wide; GPUs and days", MaskedSettings(
         model=MaskedPriorConfig(depth=24, width=768, heads=16, condition_dropout=0.1), lr=1e-4, betas=(0.9, 0.96), batch_size=256, **_PUBLISHED)),
     "vq-diffusion": PriorRecipe("diffusion-prior", "VQ-Diffusion as LG-VQ's text to image: 19 layers, 1,024 wide; GPUs and days", DiffusionSettings(
@@ -131,4 +128,4 @@ def find_prior_recipe(name: str) -> PriorRecipe:
 
 def to_json(task: str, recipe: str, settings: PriorSettings) -> dict:
     """What RUN/config.json holds."""
-    return json.loads(json.dumps({"task": task, "recipe": recipe, **dataclasses.asdict(settings)}, default=str))
+    return json.loads(json.dumps({"task": task, "recipe": recipe, **settings.pinned(dataclasses.asdict(settings))}, default=str))

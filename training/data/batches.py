@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from training.sources import FITS, DataError, Source
+from training.data.sources import FITS, DataError, Source
 
 _UNREAD, _READY, _BROKEN = 0, 1, 2
 _logger = logging.getLogger("training")

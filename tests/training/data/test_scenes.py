@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.rendering import render
-from training.scenes import CLASSES, COLOURS, SHAPES, captions, location, questions, regions, sample_scene
+from training.data.rendering import render
+from training.data.scenes import CLASSES, COLOURS, SHAPES, captions, location, questions, regions, sample_scene
 
 SCENES = [sample_scene(7, "train", index) for index in range(60)]
 

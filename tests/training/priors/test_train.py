@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 from training import checkpoint
 from training.__main__ import main
-from training.gallery import gallery, write_gallery
+from training.data.sources import open_split
 from training.log import read_log
-from training.picture_codes import PictureFormat, encode_pictures, read_codes
-from training.prior import train_prior
-from training.prior_recipes import PRIOR_RECIPES
-from training.prior_runs import FinishedPrior
-from training.sources import open_split
+from training.priors.codes import PictureFormat, encode_pictures, read_codes
+from training.priors.gallery import gallery, write_gallery
+from training.priors.recipes import PRIOR_RECIPES
+from training.priors.runs import FinishedPrior
+from training.priors.train import train_prior
 from training.tasks import find_task, task_names
 from training.tasks.task import Panel
 from training.tokenizer import train
@@ -49,6 +49,20 @@ def test_a_prior_learns_the_codes_of_few_pictures(settings, recipe):
     assert [line["step"] for line in log] == list(range(10, 61, 10))
     assert log[-1]["image_nats"] < 0.8 * log[0]["image_nats"]
     assert all(line["tokens_per_second"] > 0 for line in log)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_precision_trains(settings, precision):
+    folder = train_prior("unconditional", "small", settings(steps=2, precision=precision))
+    assert all(parameter.dtype == torch.float32 for parameter in FinishedPrior.open(folder).prior().parameters())
+
+
+def test_a_schedule_ends_where_it_was_to_end(settings):
+    chosen = {"schedule": "cosine", "final_lr": 1e-4}
+    train_prior("unconditional", "small", settings(steps=2, **chosen))
+    with pytest.raises(ValueError, match="schedule_steps: was 2, now 4"):
+        train_prior("unconditional", "small", settings(steps=4, **chosen))
+    train_prior("unconditional", "small", settings(steps=4, schedule_steps=2, out="longer", warmup_steps=1, **chosen))
 
 
 def test_stopped_and_resumed_equals_undisturbed(settings):

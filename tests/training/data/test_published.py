@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.published import CELEBA_PARTS
-from training.sources import DataError, open_split
+from training.data.published import CELEBA_PARTS
+from training.data.sources import DataError, open_split
 
 
 def picture(path, value, mode="RGB", size=(8, 8)):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data import EvaluationOrder, PictureDataset, TrainingOrder, load, to_float, to_uint8
-from training.sources import DataError, SceneSource, open_split
+from training.data.batches import EvaluationOrder, PictureDataset, TrainingOrder, load, to_float, to_uint8
+from training.data.sources import DataError, SceneSource, open_split
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from training.scenes import BACKGROUNDS, CLASSES, COLOURS, Scene, SceneObject
+from training.data.scenes import BACKGROUNDS, CLASSES, COLOURS, Scene, SceneObject
 
 STRIPES = 1 / 11  # period of every texture, as a fraction of the picture
 

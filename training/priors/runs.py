@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training import checkpoint
 from training.log import read_log
-from training.picture_codes import PictureFormat
+from training.priors.codes import PictureFormat
 from training.tasks import find_task
 from training.tasks.task import Task
 from vqkit.models import Tokenizer, TokenPrior, from_pretrained

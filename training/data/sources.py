@@ -19,9 +19,9 @@ from typing import Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
-from training import published, scenes
-from training.published import DataError
-from training.rendering import Rendering, render
+from training.data import published, scenes
+from training.data.published import DataError
+from training.data.rendering import Rendering, render
 
 SPLITS = ("train", "val", "test")
 FITS = ("crop", "stretch")

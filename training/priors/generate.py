@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from training.drawing import Drawing
-from training.evaluate_prior import PriorEvaluation, judge
-from training.gallery import write_gallery
-from training.prior_runs import FinishedPrior
+from training.priors.drawing import Drawing
+from training.priors.evaluate import PriorEvaluation, judge
+from training.priors.gallery import write_gallery
+from training.priors.runs import FinishedPrior
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Priors over the codes of a tokenizer: their recipes, training, evaluation, and what they make."""
