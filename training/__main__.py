@@ -1,4 +1,4 @@
-"""``python -m training``: recipes, tasks, vocabulary, tokenizer, prior, evaluate, report, study, demo."""
+"""``python -m training``: recipes, tasks, vocabulary, tokenizer, prior, evaluate, report, study, downstream, demo."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "what a prior makes, as a picture: generate RUN --out pictures.png [--prompt \"a red circle\" ...]",
     "report": "one HTML page with pictures, curves and numbers: report RUN [RUN ...] --out report.html",
     "study": "a list of recipes on one budget, in one table and page: study NAME --data DIR|scenes --out STUDY; study list",
+    "downstream": "tasks of several tokenizers, a prior each, in one table and page: downstream RUN [RUN ...] --data DIR|scenes --out STUDY",
     "demo": "VQCT and a plain VQ-GAN side by side on built-in scenes, evaluated, with a report: demo --out runs/demo",
 }
 
@@ -160,9 +161,17 @@ def _run_study(arguments: list[str]) -> None:
     make_study(tyro.cli(Study, args=arguments, prog="python -m training study"))
 
 
+def _run_downstream(arguments: list[str]) -> None:
+    import tyro
+
+    from training.studies.downstream import Downstream, run_downstream
+
+    run_downstream(tyro.cli(Downstream, args=arguments, prog="python -m training downstream"))
+
+
 _RUNNERS = {"recipes": _run_recipes, "tasks": _run_tasks, "vocabulary": _run_vocabulary, "tokenizer": _run_tokenizer,
             "prior": _run_prior, "evaluate": _run_evaluate, "generate": _run_generate,
-            "report": _run_report, "study": _run_study, "demo": _run_demo}
+            "report": _run_report, "study": _run_study, "downstream": _run_downstream, "demo": _run_demo}
 
 
 def _usage() -> str:

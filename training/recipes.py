@@ -36,7 +36,7 @@ from vqkit.models import (
 )
 
 # What may differ between a run and its resumption: none of it changes what the run computes.
-FREE_ON_RESUME = ("out", "steps", "workers", "memory_budget", "save_every", "log_every")
+FREE_ON_RESUME = ("out", "codes_from", "steps", "workers", "memory_budget", "save_every", "log_every")
 
 
 @dataclass(frozen=True)

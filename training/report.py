@@ -84,12 +84,20 @@ def write_page(out: Path, title: str, shown: list[Shown], opening: str) -> Path:
     """
     rows = _pictures(shown)
     sections = [opening, _reconstructions(shown, rows), _training(shown), _usage(shown), _words(shown), _regions(shown), _word_maps(shown)]
+    write_html(out, title, _subtitle(shown), sections)
+    if not _several_sources(shown):
+        picture_sheet(rows).save(out.with_suffix(".png"))
+    return out
+
+
+def write_html(out: Path, title: str, subtitle: str, sections: list[str]) -> Path:
+    """A page of sections, those that are not empty, in one step; returns its path."""
     page = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title><style>
 {_STYLE.read_text()}</style></head>
 <body><h1>{html.escape(title)}</h1>
-<p class="quiet">{html.escape(_subtitle(shown))}</p>
+<p class="quiet">{html.escape(subtitle)}</p>
 {"".join(section for section in sections if section)}
 </body></html>
 """
@@ -97,8 +105,6 @@ def write_page(out: Path, title: str, shown: list[Shown], opening: str) -> Path:
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     unfinished.write_text(page, encoding="utf-8")
     os.replace(unfinished, out)
-    if not _several_sources(shown):
-        picture_sheet(rows).save(out.with_suffix(".png"))
     return out
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from training.priors.drawing import Drawing
-from training.priors.evaluate import PriorEvaluation, judge
+from training.priors.evaluate import PriorEvaluation, judge, task_of
 from training.priors.gallery import write_gallery
 from training.priors.runs import FinishedPrior
 
@@ -23,6 +23,8 @@ class Generation:
     """The folder of a prior's run."""
     out: Path
     """The picture that is written, pictures.png."""
+    task: str | None = None
+    """Another task with the same sequences, such as completion of a prior of unconditional. Default: the run's own."""
     prompt: tuple[str, ...] = ()
     """Texts, for tasks that take them. Default: those of the data."""
     count: int = 16
@@ -52,11 +54,11 @@ class Generation:
 def generate(wanted: Generation) -> Path:
     """Draw the panels of the run's task and write them; returns the picture's path."""
     run = FinishedPrior.open(wanted.run)
-    task = run.task()
     # A few pictures more than examples: one may be unreadable.
-    looked_at = PriorEvaluation(wanted.run, wanted.data, wanted.split, pictures=2 * wanted.count, sampling=wanted.sampling,
-                                seed=wanted.seed, device=wanted.device)
-    judged = judge(run, looked_at)
+    looked_at = PriorEvaluation(wanted.run, wanted.data, wanted.split, pictures=2 * wanted.count, task=wanted.task,
+                                sampling=wanted.sampling, seed=wanted.seed, device=wanted.device)
+    task = task_of(run, looked_at)
+    judged = judge(run, looked_at, task)
     panels = task.panels(dataclasses.replace(judged, shown=True), list(wanted.prompt), min(wanted.count, len(judged.examples)))
     write_gallery(panels, wanted.out, wanted.columns)
     print(f"{wanted.out}: {len(panels)} examples of {task.name}")

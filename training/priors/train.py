@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from training.loop import NoLog, parallel, say, train_run
 from training.optimization import create_optimizer, set_rate
 from training.priors.codes import PictureFormat, encode_pictures, read_codes
 from training.priors.recipes import PRIOR_RECIPES, PriorSettings, to_json
-from training.priors.runs import read_task, write_task
+from training.priors.runs import FinishedPrior, read_task, write_task
 from training.runs import FinishedRun
 from training.tasks import find_task
 from training.tasks.task import Examples
@@ -74,6 +76,8 @@ class PriorRun:
         """Encoded by the first rank, and read by all."""
         settings, kept = self.settings, self.settings.out / CODES
         if self.ranks.first:
+            if settings.codes_from is not None and not kept.is_file():
+                _take_codes(settings, kept)
             tokenizer = from_pretrained(settings.out / "tokenizer").to(self.ranks.device)
             encode_pictures(tokenizer, source.limited(settings.max_pictures), self.task.pictures, kept)
         self.ranks.barrier()
@@ -146,3 +150,19 @@ class PriorRun:
                            + (" (predicted)" if segment.predicted else "") for segment in self.model.layout.segments)
         say(self.ranks, f"{task}, {recipe}: {millions:.1f} M parameters, {where}")
         say(self.ranks, f"sequence: {layout}; {len(self.examples):,} examples")
+
+
+def _take_codes(settings: PriorSettings, kept: Path) -> None:
+    """Copy the codes of another run. Raises ValueError where they are not those that this run would find."""
+    other = FinishedPrior.open(settings.codes_from)
+    for name, now in (("data", settings.data), ("max_pictures", settings.max_pictures), ("seed", settings.seed)):
+        # the seed chooses pictures of the built-in scenes only
+        if other.config[name] != now and (name != "seed" or settings.data == "scenes"):
+            raise ValueError(f"codes_from: {other.folder} has the {name} {other.config[name]!r}, this run {now!r}")
+    weights = [folder / "tokenizer" / "model.safetensors" for folder in (other.folder, settings.out)]
+    if not filecmp.cmp(*weights, shallow=False):
+        raise ValueError(f"codes_from: {other.folder} is of another tokenizer than {settings.tokenizer}")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = kept.with_name(f".{kept.name}.{os.getpid()}")
+    shutil.copyfile(other.folder / CODES, unfinished)
+    os.replace(unfinished, kept)

@@ -6,6 +6,8 @@ import html
 import statistics
 from dataclasses import dataclass
 
+from training.tasks import find_task, task_names
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -36,6 +38,7 @@ NOTES = {
                "fraction of codes whose vector one step of gradient descent moves where a single position selected.",
     _GUIDED: "Measured by the module that was trained together with the tokenizer, of guided ones only.",
     _PROBED: "A new guidance module, trained on each frozen tokenizer with the same captions, masks and steps: the same question to guided and unguided codes.",
+    **{name: find_task(name).note for name in task_names()},
 }
 MEASURES: dict[str, Measure] = {measure.key: measure for measure in (
     Measure("PSNR, dB", _PICTURES, "psnr", ".2f"),
@@ -55,27 +58,32 @@ MEASURES: dict[str, Measure] = {measure.key: measure for measure in (
         ("@5", "image_to_text_recall@5", ".1%"),
         ("@10", "image_to_text_recall@10", ".1%"),
     )),
+    # of priors on the tokenizer's codes, "captioning/cider_d"
+    *(Measure(column.name, task, f"{task}/{column.key}", column.form) for task in task_names() for column in find_task(task).columns),
 )}
 
 
-def _cells(rows: list[dict], floor: dict) -> dict[str, list[list[str]]]:
+def _cells(rows: list[dict], floor: dict | None) -> dict[str, list[list[str]]]:
     """Of each table that has values its lines, headings first; a line a label, and columns that nobody has are left out."""
     found = {label: [row for row in rows if row["label"] == label] for label in dict.fromkeys(row["label"] for row in rows)}
     tables = {}
     for table in NOTES:
         shown = [one for one in MEASURES.values() if one.table == table and any(one.read(row) is not None for row in rows)]
         lines = [["", "seeds", *(one.name for one in shown)]]
-        for label, several in (found | {"mean colour (floor)": [floor]}).items():
+        for label, several in (found | ({"mean colour (floor)": [floor]} if floor else {})).items():
             values = [[value for row in several if (value := one.read(row)) is not None] for one in shown]
             if any(values):
-                lines.append([label, "" if several[0] is floor else str(len(several)), *(one.spread(some) for one, some in zip(shown, values))])
+                lines.append([label, "" if several == [floor] else str(len(several)), *(one.spread(some) for one, some in zip(shown, values))])
         if shown:
             tables[table] = lines
     return tables
 
 
-def tables(rows: list[dict], floor: dict) -> str:
-    """Markdown of the rows (one a candidate and seed, with its "label"): means over the seeds, with half the range of several."""
+def tables(rows: list[dict], floor: dict | None = None) -> str:
+    """Markdown of the rows (one a candidate and seed, with its "label"): means over the seeds, with half the range of several.
+
+    floor: a row below the others, the metrics of mean colours.
+    """
     parts = []
     for title, (head, *lines) in _cells(rows, floor).items():
         text = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *(f"| {' | '.join(line)} |" for line in lines)]
@@ -83,7 +91,7 @@ def tables(rows: list[dict], floor: dict) -> str:
     return "\n".join(parts)
 
 
-def tables_html(rows: list[dict], floor: dict) -> str:
+def tables_html(rows: list[dict], floor: dict | None = None) -> str:
     """The same for a page."""
     parts = []
     for title, (head, *lines) in _cells(rows, floor).items():

@@ -8,7 +8,7 @@ from training.data.sources import Source
 from training.tasks.answers import LIKELIEST, answers
 from training.tasks.captions import TEXT, CaptionTask, caption_rows, captions_of
 from training.tasks.distribution import one_each, real_pictures
-from training.tasks.task import Judged, Panel, Rows, matching, nats_per_token
+from training.tasks.task import Column, Judged, Panel, Rows, matching, nats_per_token
 from vqkit.metrics.bleu import bleu
 from vqkit.metrics.caption_scores import caption_scores
 from vqkit.metrics.cider import cider_d
@@ -34,6 +34,11 @@ class Captioning(CaptionTask):
     summary = "a caption of a picture; BLEU, ROUGE-L, METEOR, CIDEr-D"
     gives = "text"
     sampling = LIKELIEST
+    columns = (
+        Column("nats a token", "text_nats_per_token", ".3f"), Column("matching", "matching", ".1%"), Column("BLEU-4", "bleu4", ".4f"),
+        Column("ROUGE-L", "rouge_l", ".4f"), Column("METEOR", "meteor", ".4f"), Column("CIDEr-D", "cider_d", ".4f"),
+        Column("CIDEr-D, foreign", "cider_d_foreign", ".4f"))
+    note = "Matching: how often a caption is likelier with its own picture than with another; foreign: against the captions of another picture."
 
     @property
     def segments(self) -> tuple[Segment, ...]:

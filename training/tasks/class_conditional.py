@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from training.data.sources import Source
-from training.tasks.distribution import decoded, picture_metrics
+from training.tasks.distribution import DISTANCES, decoded, picture_metrics
 from training.tasks.labels import find_class, label_rows, learn_classes
-from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, matching, nats_per_token
+from training.tasks.task import IMAGE, Column, Judged, Panel, Rows, Task, matching, nats_per_token
 from vqkit.models import Segment
 
 CLASS = "class"
@@ -25,6 +25,8 @@ class ClassConditional(Task):
     name = "class-conditional"
     summary = "a picture of a class; matching of classes, distance of pictures"
     gives = "picture"
+    columns = (Column("nats a position", "image_nats_per_token", ".3f"), Column("matching", "matching", ".1%"), *DISTANCES)
+    note = "Matching: how often a picture is likelier with its own class than with another."
 
     @classmethod
     def learn(cls, source: Source) -> dict:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from training.data.sources import Source
-from training.tasks.distribution import PictureDistances, decoded, generated, real_pictures
-from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, nats_per_token
+from training.tasks.distribution import DISTANCES, PictureDistances, decoded, generated, real_pictures
+from training.tasks.task import IMAGE, Column, Judged, Panel, Rows, Task, nats_per_token
 from vqkit.metrics import psnr, ssim
 from vqkit.models import ABSENT, Prior, Segment
 
@@ -31,6 +31,13 @@ class Completion(Task):
     name = "completion"
     summary = "the lower half of a picture from its upper half; likelihood, PSNR, SSIM, distance of pictures"
     gives = "picture"
+    priors_of = "unconditional"
+    columns = (
+        Column("nats a position", "completed_nats_per_token", ".3f"), Column("matching", "matching", ".1%"), Column("PSNR, dB", "psnr", ".2f"),
+        Column("foreign", "psnr_foreign", ".2f"), Column("mean colour", "psnr_mean_color", ".2f"),
+        Column("reconstructed", "psnr_reconstructed", ".2f"), *DISTANCES)
+    note = ("Of the lower half, by the prior of unconditional generation; matching: how often it is likelier after its own upper half "
+            "than after another; foreign: against another picture; mean colour: of the given half.")
 
     @property
     def segments(self) -> tuple[Segment, ...]:

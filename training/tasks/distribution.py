@@ -11,10 +11,13 @@ from torch import Tensor
 
 from training.data.batches import to_uint8
 from training.priors.codes import PictureFormat
-from training.tasks.task import IMAGE, Judged
+from training.tasks.task import IMAGE, Column, Judged
 from vqkit.metrics import PictureFeatures, PictureSet, compare_pictures
 from vqkit.models import ABSENT
 
+# what tables show of `PictureDistances`
+DISTANCES = (Column("FID", "fid", ".2f"), Column("FD(net)", "fd_net", ".4f"), Column("precision(net)", "precision_net", ".1%"),
+             Column("recall(net)", "recall_net", ".1%"))
 # of the tokens of some examples what the prior is given of them
 Given = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 

@@ -11,7 +11,7 @@ from training.data.regions import phrases_of, regions_of
 from training.data.sources import Source
 from training.tasks.answers import LIKELIEST, answers, asked, varied
 from training.tasks.distribution import real_pictures
-from training.tasks.task import Judged, Panel, Rows, nats_per_token
+from training.tasks.task import Column, Judged, Panel, Rows, nats_per_token
 from training.tasks.text_task import TextTask, learn_texts
 from vqkit.metrics.grounding import box_iou, grounding_accuracy
 from vqkit.models import Segment
@@ -38,6 +38,10 @@ class Grounding(TextTask):
     summary = "the box of what a phrase means in a picture; accuracy@0.5, mean IoU"
     gives = "box"
     sampling = LIKELIEST
+    columns = (
+        Column("nats a token", "box_nats_per_token", ".3f"), Column("accuracy@0.5", "accuracy@0.5", ".1%"),
+        Column("foreign", "accuracy@0.5_foreign", ".1%"), Column("mean IoU", "mean_iou", ".3f"))
+    note = "Foreign: with the picture of another example, what the phrase alone tells."
 
     @classmethod
     def learn(cls, source: Source) -> dict:

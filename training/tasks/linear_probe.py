@@ -8,7 +8,7 @@ from torch import Tensor
 from training.data.sources import Source
 from training.linear_classifier import LinearClassifier
 from training.tasks.labels import label_rows, learn_classes
-from training.tasks.task import IMAGE, Examples, Judged, Panel, Rows, Task, nats_per_token
+from training.tasks.task import IMAGE, Column, Examples, Judged, Panel, Rows, Task, nats_per_token
 from vqkit.models import Prior, Segment
 
 # Values that a matrix of frequencies may have: 1 GiB in float64.
@@ -31,6 +31,10 @@ class LinearProbe(Task):
     name = "linear-probe"
     summary = "the class of a picture from a prior's middle states (VIM); top-1 accuracy"
     gives = "word"
+    priors_of = "unconditional"
+    columns = (Column("top-1", "top1", ".1%"), Column("of codes", "top1_codes", ".1%"), Column("majority", "majority", ".1%"))
+    note = ("Top-1 from the middle states of the prior of unconditional generation; of codes: from how often a picture has each code; "
+            "majority: the most frequent class of training.")
 
     @classmethod
     def learn(cls, source: Source) -> dict:

@@ -12,7 +12,7 @@ from training.data.sources import Source
 from training.tasks.answers import LIKELIEST, answers, asked, varied
 from training.tasks.captions import TEXT, CaptionTask, caption_rows
 from training.tasks.distribution import real_pictures
-from training.tasks.task import Judged, Panel, Rows, nats_per_token
+from training.tasks.task import Column, Judged, Panel, Rows, nats_per_token
 from vqkit.models import ABSENT, Segment
 
 WORDS = "words"
@@ -39,6 +39,11 @@ class MaskedWord(CaptionTask):
     summary = "the masked words of a caption of a picture; recall@1 of 1 and of 3 words"
     gives = "word"
     sampling = LIKELIEST
+    columns = (
+        Column("nats a word", "words_nats_per_token", ".3f"), Column("recall@1 of 1", "recall@1_of_1", ".1%"),
+        Column("foreign, of 1", "recall@1_of_1_foreign", ".1%"), Column("recall@1 of 3", "recall@1_of_3", ".1%"),
+        Column("foreign, of 3", "recall@1_of_3_foreign", ".1%"))
+    note = "Foreign: with the picture of another example, what the text alone tells."
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from training.tasks.captioning import Captioning
 from training.tasks.captions import TEXT
 from training.tasks.distribution import one_each, real_pictures
-from training.tasks.task import IMAGE, Judged, Panel
+from training.tasks.task import IMAGE, Column, Judged, Panel
 from vqkit.metrics.retrieval import median_rank, recall_at, retrieval_ranks
 from vqkit.models import ABSENT, Prior
 
@@ -33,6 +33,12 @@ class Retrieval(Captioning):
 
     name = "retrieval"
     summary = "the caption of a picture among those of others, and the picture of a caption; recall@1, 5, 10"
+    priors_of = "captioning"
+    columns = (
+        Column("text recall@1", "text_recall@1", ".1%"), Column("text @5", "text_recall@5", ".1%"), Column("text @10", "text_recall@10", ".1%"),
+        Column("picture recall@1", "picture_recall@1", ".1%"), Column("picture @5", "picture_recall@5", ".1%"),
+        Column("picture @10", "picture_recall@10", ".1%"))
+    note = "In pools of 100 pictures with one caption each, by the likelihoods of the prior of captioning; chance is 1, 5 and 10 %."
 
     def measure(self, judged: Judged) -> dict[str, float]:
         judged = one_each(judged)

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from training.data.sources import Source
 from training.linear_classifier import LinearClassifier
-from training.tasks.distribution import PictureDistances, decoded, generated, real_pictures
+from training.tasks.distribution import DISTANCES, PictureDistances, decoded, generated, real_pictures
 from training.tasks.masks import learn_mask_classes, mask_rows, painted
-from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, matching, nats_per_token
+from training.tasks.task import IMAGE, Column, Judged, Panel, Rows, Task, matching, nats_per_token
 from vqkit.models import Segment
 
 MASK = "mask"
@@ -27,6 +27,12 @@ class SemanticSynthesis(Task):
     name = "semantic-synthesis"
     summary = "a picture of a mask; matching and agreement of masks, distance of pictures"
     gives = "picture"
+    columns = (
+        Column("nats a position", "image_nats_per_token", ".3f"), Column("matching", "matching", ".1%"),
+        Column("cell accuracy", "cell_accuracy", ".1%"), Column("foreign", "cell_accuracy_foreign", ".1%"),
+        Column("reconstructed", "cell_accuracy_reconstructed", ".1%"), *DISTANCES)
+    note = ("Cell accuracy: of generated pictures, whether a cell's colours are those of the class in its mask; foreign: in the mask of "
+            "another; reconstructed: of the tokenizer's own pictures.")
 
     @classmethod
     def learn(cls, source: Source) -> dict:

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -129,6 +129,14 @@ class Panel:
     boxes: list[tuple[int, list[float], str]] = field(default_factory=list)
 
 
+class Column(NamedTuple):
+    """Of a table of a task's results: the heading, the key in what `Task.measure` gives, and the format."""
+
+    name: str
+    key: str
+    form: str
+
+
 class Task(ABC):
     """One file each. `learned` is what the training split taught (words, classes, answers), as JSON values; it is kept with the run.
 
@@ -141,6 +149,11 @@ class Task(ABC):
     gives: ClassVar[str]
     # how its tokens are drawn where nothing else is asked for
     sampling: ClassVar[Sampling] = Sampling()
+    # what a table shows of `measure`, and what its headings leave unsaid
+    columns: ClassVar[tuple[Column, ...]] = ()
+    note: ClassVar[str] = ""
+    # the task whose priors serve this one too, where that is another: its sequences are the same
+    priors_of: ClassVar[str | None] = None
 
     def __init__(self, pictures: PictureFormat, learned: dict[str, Any]):
         self.pictures, self.learned = pictures, learned

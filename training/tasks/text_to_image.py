@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from training.data.sources import Source
 from training.tasks.captions import TEXT, CaptionTask, caption_rows
-from training.tasks.distribution import decoded, one_each, picture_metrics
-from training.tasks.task import IMAGE, Judged, Panel, Rows, matching, nats_per_token
+from training.tasks.distribution import DISTANCES, decoded, one_each, picture_metrics
+from training.tasks.task import IMAGE, Column, Judged, Panel, Rows, matching, nats_per_token
 from vqkit.models import Segment
 
 
@@ -19,6 +19,8 @@ class TextToImage(CaptionTask):
     name = "text-to-image"
     summary = "a picture of a caption; matching of captions, distance of pictures"
     gives = "picture"
+    columns = (Column("nats a position", "image_nats_per_token", ".3f"), Column("matching", "matching", ".1%"), *DISTANCES)
+    note = "Matching: how often a picture is likelier with its own caption than with another."
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from training.data.sources import Source
-from training.tasks.distribution import decoded, nothing, picture_metrics
-from training.tasks.task import IMAGE, Judged, Panel, Rows, Task, nats_per_token
+from training.tasks.distribution import DISTANCES, decoded, nothing, picture_metrics
+from training.tasks.task import IMAGE, Column, Judged, Panel, Rows, Task, nats_per_token
 from vqkit.models import ABSENT, Segment
 
 
@@ -16,6 +16,9 @@ class Unconditional(Task):
     name = "unconditional"
     summary = "pictures like those of the data; likelihood, distance of pictures"
     gives = "picture"
+    columns = (Column("nats a position", "image_nats_per_token", ".3f"), *DISTANCES)
+    note = ("Distances, here and below, are of one generated picture for each real one; those of (net) by a small network trained on the "
+            "data, comparable in one table only.")
 
     @property
     def segments(self) -> tuple[Segment, ...]:

@@ -13,7 +13,7 @@ from training.data.sources import Source
 from training.priors.codes import PictureFormat
 from training.tasks.answers import LIKELIEST, answers, asked, shares, varied
 from training.tasks.distribution import real_pictures
-from training.tasks.task import Judged, Panel, Rows, nats_per_token
+from training.tasks.task import Column, Judged, Panel, Rows, nats_per_token
 from training.tasks.text_task import TextTask, learn_texts
 from vqkit.language.text_vocabulary import TextVocabulary
 from vqkit.metrics.vqa import answer_accuracy
@@ -36,6 +36,9 @@ class QuestionAnswering(TextTask):
 
     gives = "text"
     sampling = LIKELIEST
+    columns = (Column("accuracy", "accuracy", ".1%"), Column("foreign", "accuracy_foreign", ".1%"), Column("WUPS@0.9", "wups_0.9", ".1%"),
+               Column("WUPS@0.0", "wups_0.0", ".1%"))
+    note = "Foreign: with the picture of another example, what the question alone tells."
 
     @classmethod
     def learn(cls, source: Source) -> dict:
