@@ -32,11 +32,13 @@ class Measure:
 
 
 _PICTURES = "Pictures and codes"
-_GUIDED, _PROBED = "Language, by the guidance that was trained along", "Language, by a probe on the frozen codes"
+_GUIDED, _TRANSLATED = "Language, by the guidance that was trained along", "Language, by the translation that was trained along"
+_PROBED = "Language, by a probe on the frozen codes"
 NOTES = {
     _PICTURES: "PSNR, SSIM and L1 (on a scale of 0 to 1) of 8-bit pictures; codes used: selected at least once on the evaluated pictures; moved: the "
                "fraction of codes whose vector one step of gradient descent moves where a single position selected.",
     _GUIDED: "Measured by the module that was trained together with the tokenizer, of guided ones only.",
+    _TRANSLATED: "Captions given the codes of their picture, of VQCT-VLT only; of another picture: what the language alone tells.",
     _PROBED: "A new guidance module, trained on each frozen tokenizer with the same captions, masks and steps: the same question to guided and unguided codes.",
     **{name: find_task(name).note for name in task_names()},
 }
@@ -58,6 +60,9 @@ MEASURES: dict[str, Measure] = {measure.key: measure for measure in (
         ("@5", "image_to_text_recall@5", ".1%"),
         ("@10", "image_to_text_recall@10", ".1%"),
     )),
+    Measure("nats a token", _TRANSLATED, "caption_nats", ".3f"),
+    Measure("of another picture", _TRANSLATED, "caption_nats_other_picture", ".3f"),
+    Measure("own picture likelier", _TRANSLATED, "caption_own_picture", ".1%"),
     # of priors on the tokenizer's codes, "captioning/cider_d"
     *(Measure(column.name, task, f"{task}/{column.key}", column.form) for task in task_names() for column in find_task(task).columns),
 )}
