@@ -87,9 +87,14 @@ def channels_last(run: Run) -> None:
 
 
 def bfloat16(run: Run) -> None:
-    """The networks under autocast; float32 on a GPU means TF32, as the loop sets it."""
+    """The networks under autocast, which is what the loop does by itself where the device is fast at it."""
     device = run.ranks.device.type
     run.autocast = lambda: torch.autocast(device, torch.bfloat16)
+
+
+def float32(run: Run) -> None:
+    """No autocast; on a GPU this means TF32, as the loop sets it."""
+    run.autocast = contextlib.nullcontext
 
 
 OURS = "vqkit"
@@ -102,6 +107,7 @@ CONTENDERS: dict[str, Callable[[Run], None]] = {
 }
 OPTIONS: dict[str, Callable[[Run], None]] = {
     "bf16 autocast": bfloat16,
+    "float32": float32,
     "channels-last": channels_last,
     "fused Adam": fused_adam,
     "compiled encoder and decoder": compiled_networks,

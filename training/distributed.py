@@ -104,5 +104,6 @@ def choose_precision(asked: str, device: torch.device) -> torch.dtype:
 def _fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Without matrix units, bfloat16 on a processor measured three times slower than float32.
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    # With AVX-512's bfloat16 products a step of a small VQ-GAN measured 1.3 times, of a ViT-VQGAN 2.8 times faster than in float32; without
+    # them bfloat16 measured three times slower.
+    return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

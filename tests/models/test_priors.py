@@ -58,6 +58,27 @@ def test_kept_keys_change_nothing(config, sampling):
     assert torch.equal(kept, anew)
 
 
+@pytest.mark.parametrize("config", [{"codes": "branches"}, {"codes": "depth"}])
+@pytest.mark.parametrize("continued", [Segment("text", 5, (7,), predicted=True, end=1), Segment("text", 1, (7,), predicted=True),
+                                       Segment("text", 3, (5, 7), (2, 1), True)], ids=["text", "one token", "several codes"])
+def test_all_pairs_are_as_likely_as_each_pair(config, continued):
+    torch.manual_seed(0)
+    image = Segment("image", 6, (5, 7), (2, 1))
+    prior = create_prior("prior", (image, continued), **SMALL | {"depth": 4}, **config).eval()
+    images, texts = torch.randint(0, 5, (3, *image.shape)), torch.randint(0, 5, (5, *continued.shape))
+    images[1] = -1
+    texts[2, continued.length // 2 + 1 :] = -1
+    found = prior.cross_log_likelihood({"image": images}, texts, batch_size=2)
+    each = [prior.log_likelihood({"image": one.expand(5, *one.shape), "text": texts})["text"] for one in images]
+    torch.testing.assert_close(found, torch.stack(each), rtol=1e-5, atol=1e-5)
+
+
+def test_all_pairs_need_one_predicted_segment_at_the_end():
+    prior = create_prior("prior", (IMAGE, Segment("text", 2, (3,))), **SMALL)
+    with pytest.raises(ValueError, match="segments: expected one that is predicted, the last, got image"):
+        prior.cross_log_likelihood({"image": torch.zeros(1, 2, dtype=torch.int64)}, torch.zeros(1, 2, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("name", prior_names())
 def test_what_is_known_is_kept(name):
     torch.manual_seed(0)

@@ -75,7 +75,7 @@ def tiny(pictures, words, tmp_path):
                  "sgc-vqgan": {"channels": 8, "latent_dim": 8, "code_dim": 4, "codebook_size": 16, "classes": 3},
                  "vqct": {"channels": 8, "latent_dim": 8, "code_dim": 4, "transfer_dim": 8}}[RECIPES[recipe].model]
         settings = {"data": str(pictures), "out": tmp_path / folder, "resolution": 16, "batch_size": 4, "steps": 6, "workers": 0, "log_every": 2,
-                    "save_every": 3, "device": "cpu", "disc_layers": 1, "disc_channels": 8, "lr": 1e-3}
+                    "save_every": 3, "device": "cpu", "precision": "fp32", "disc_layers": 1, "disc_channels": 8, "lr": 1e-3}
         if RECIPES[recipe].model == "vqct":
             settings["words"] = str(words)
         return dataclasses.replace(base, model=dataclasses.replace(base.model, **model), **settings | changes)

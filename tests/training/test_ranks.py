@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from training import checkpoint
+from training.distributed import choose_precision
 from training.tokenizer import train
 from training.tokenizer_settings import LGVQSettings
 
@@ -81,3 +82,12 @@ def test_two_ranks_evaluate_as_one(tiny, launch, unused_port, pictures, text_mod
     for name in ("psnr", "ssim", "l1", "codebook_usage", "perplexity", "captioned", "masked_word_recall@1", "image_to_text_recall@5"):
         assert found[0][name] == pytest.approx(found[1][name], rel=1e-9), name
     assert found[0]["word_code_similarity_mse"] == pytest.approx(found[1]["word_code_similarity_mse"], rel=1e-5)
+
+
+@pytest.mark.parametrize("amx, avx512, expected", [(False, False, torch.float32), (True, False, torch.bfloat16), (False, True, torch.bfloat16)])
+def test_the_automatic_precision_is_that_of_the_processor_s_units(monkeypatch, amx, avx512, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    cpu = torch.device("cpu")
+    assert choose_precision("auto", cpu) == expected
+    assert (choose_precision("fp32", cpu), choose_precision("bf16", cpu)) == (torch.float32, torch.bfloat16)

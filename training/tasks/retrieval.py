@@ -83,15 +83,12 @@ def scores(judged: Judged, pictures: Tensor, texts: Tensor) -> Tensor:
     if not isinstance(prior, Prior):
         raise ValueError(f"task: retrieval needs the likelihoods of an autoregressive prior, got one of {prior.name}")
 
-    def likelihood(image: Tensor, text: Tensor) -> Tensor:
-        return prior.log_likelihood({IMAGE: image.to(judged.device), TEXT: text.to(judged.device)})[TEXT].double().cpu()
+    def likelihood(image: Tensor) -> Tensor:
+        return prior.cross_log_likelihood({IMAGE: image.to(judged.device)}, texts.to(judged.device), judged.batch_size).double().cpu()
 
-    pairs = torch.cartesian_prod(torch.arange(len(pictures)), torch.arange(len(texts))).reshape(-1, 2)
-    found = torch.cat([likelihood(pictures[some[:, 0]], texts[some[:, 1]]) for some in pairs.split(judged.batch_size)])
-    found = found.view(len(pictures), len(texts))
+    found = likelihood(pictures)
     if prior.settings.condition_dropout > 0:
-        absent = torch.full_like(pictures[:1], ABSENT)
-        found = found - torch.cat([likelihood(absent.expand(len(some), *absent.shape[1:]), some) for some in texts.split(judged.batch_size)])
+        found = found - likelihood(torch.full_like(pictures[:1], ABSENT))
     return found
 
 

@@ -100,6 +100,33 @@ class Prior(TokenPrior):
         return {name: -losses.flatten(1).sum(1) for name, losses in found.items()}
 
     @torch.no_grad()
+    def cross_log_likelihood(self, conditions: dict[str, Tensor], continued: Tensor, batch_size: int = 64) -> Tensor:
+        """log p of each of T continuations after each of P conditions, float32 (P, T) in nats: `log_likelihood` of all pairs.
+
+        conditions: the tokens of all segments but the last, the only predicted one, (P, length[, S]).
+        continued: the tokens of the last, (T, length[, S]).  batch_size: continuations at once.
+        A condition is read once for all its continuations. Raises ValueError for another layout.
+        """
+        *given, segment = self.layout.segments
+        if not segment.predicted or any(other.predicted for other in given):
+            raise ValueError(f"segments: expected one that is predicted, the last, got {', '.join(part.name for part in self.layout.predicted)}")
+        columns, found = segment.columns(continued), []
+        for number in range(len(next(iter(conditions.values())))):
+            reader = _Reader(self, guided=False, cached=True)
+            first = self.layout.columns({name: tokens[number : number + 1] for name, tokens in conditions.items()}, "absent")
+            before = reader.states(first, self.layout.spans[segment.name].start)
+            found.append(torch.cat([self._continued(reader.repeated(len(part)), before, segment, part) for part in columns.split(batch_size)]))
+        return torch.stack(found)
+
+    def _continued(self, reader: _Reader, before: list[Tensor], segment: Segment, columns: Tensor) -> Tensor:
+        """log p (B,) of a segment's columns after what the reader has read; `before`: the branches' states (1, width) of the last of that."""
+        states = [state.expand(len(columns), -1).unsqueeze(1) for state in before]
+        if segment.length > 1:
+            rest = reader.read_on(self.embedding.embed(segment, columns[:, :-1]))
+            states = [torch.cat(pair, 1) for pair in zip(states, rest, strict=True)]
+        return -self._losses(segment, states, columns).flatten(1).sum(1)
+
+    @torch.no_grad()
     def states(self, tokens: dict[str, Tensor], block: int, segment: str) -> Tensor:
         """The states (B, length, width) that the `block`-th block of the trunk, counted from 1, gives for a segment's own tokens."""
         if not 1 <= block <= len(self.trunk):
@@ -211,16 +238,27 @@ class _Reader:
 
     def states(self, columns: dict[str, Tensor], position: int) -> list[Tensor]:
         """Every branch's state (B or 2 B, width) that predicts `position`."""
-        prior = self.prior
         if self.guided:
-            columns = prior.without_conditions(columns)
+            columns = self.prior.without_conditions(columns)
         first = self.read if self.cached else 0
-        x = prior.dropout(self._between(columns, first, position + 1))
-        for block, cache in zip(prior.trunk, self.trunk, strict=True):
-            x = block(x, cache=cache if self.cached else None)
-        found = [prior._branch(part, x, self.branches[part] if self.cached else None)[:, -1] for part in range(len(prior.branches))]
+        found = [states[:, -1] for states in self.read_on(self._between(columns, first, position + 1))]
         self.read = position + 1
         return found
+
+    def read_on(self, x: Tensor) -> list[Tensor]:
+        """Every branch's states (B, t, width) at the embedded inputs (B, t, width) that come next."""
+        prior, x = self.prior, self.prior.dropout(x)
+        for block, cache in zip(prior.trunk, self.trunk, strict=True):
+            x = block(x, cache=cache if self.cached else None)
+        return [prior._branch(part, x, self.branches[part] if self.cached else None) for part in range(len(prior.branches))]
+
+    def repeated(self, batch: int) -> _Reader:
+        """What was read of one sequence as the beginning of a batch of sequences."""
+        copied = _Reader(self.prior, self.guided, self.cached)
+        copied.read = self.read
+        copied.trunk = [cache.repeated(batch) for cache in self.trunk]
+        copied.branches = [[cache.repeated(batch) for cache in branch] for branch in self.branches]
+        return copied
 
     def _between(self, columns: dict[str, Tensor], first: int, last: int) -> Tensor:
         """Embedded inputs first .. last - 1, where input 0 is the start and input t the token t - 1."""

@@ -26,6 +26,13 @@ class KeyValueCache:
         self.seen = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
+    def repeated(self, batch: int) -> "KeyValueCache":
+        """The same positions of one sequence as the beginning of a batch of sequences."""
+        copied = KeyValueCache(self.length)
+        if self._keys is not None:
+            copied.append(*(held[:, :, : self.seen].expand(batch, -1, -1, -1) for held in (self._keys, self._values)))
+        return copied
+
 
 class SelfAttention(nn.Module):
     """Multi-head attention of a sequence (B, T, width) to itself.

@@ -36,7 +36,8 @@ def settings(tokenizer, pictures, tmp_path):
     def changed(recipe="small", out="prior", **changes):
         base = PRIOR_RECIPES[recipe].settings
         fixed = {"tokenizer": tokenizer, "data": str(pictures), "out": tmp_path / out, "batch_size": 4, "log_every": 2, "save_every": 2,
-                 "device": "cpu", "warmup_steps": 2, "lr": 3e-3, "schedule": "constant", "model": dataclasses.replace(base.model, **SHAPE)}
+                 "device": "cpu", "warmup_steps": 2, "lr": 3e-3, "schedule": "constant", "precision": "fp32",
+                 "model": dataclasses.replace(base.model, **SHAPE)}
         return dataclasses.replace(base, **fixed | changes)
 
     return changed

@@ -21,7 +21,8 @@ def _train_tokenizer(out: Path, steps: int) -> Path:
     torch.set_num_threads(1)
     try:
         return train("vqgan", dataclasses.replace(base, model=model, data="scenes", out=out, resolution=32, batch_size=16, steps=steps, lr=2e-3,
-                                                  flip=False, ema_decay=0.9, disc_weight=0.0, workers=0, save_every=steps, device="cpu"))
+                                                  flip=False, ema_decay=0.9, disc_weight=0.0, workers=0, save_every=steps, device="cpu",
+                                                  precision="fp32"))
     finally:
         torch.set_num_threads(threads)
 
@@ -46,7 +47,7 @@ def prior_of(tmp_path):
         base = PRIOR_RECIPES[recipe].settings
         model = dataclasses.replace(base.model, depth=depth, width=width, heads=4, dropout=0.0)
         fixed = {"tokenizer": tokenizer, "data": "scenes", "out": tmp_path / task, "batch_size": 32, "steps": steps, "lr": 2e-3, "warmup_steps": 20,
-                 "max_pictures": 16, "save_every": steps, "device": "cpu", "model": model}
+                 "max_pictures": 16, "save_every": steps, "device": "cpu", "precision": "fp32", "model": model}
         return train_prior(task, recipe, dataclasses.replace(base, **fixed | changes))
 
     return make
