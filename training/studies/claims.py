@@ -49,7 +49,7 @@ def judge(claim: Claim, rows: list[dict]) -> Judged:
     """The verdict of the rows (one a candidate and seed, with "label" and the measures) on a claim.
 
     It holds where every seed of one side is above every seed of the other by more than the margin, and does not hold where every one
-    is not. In between, and of a single seed a side, which has no spread, nothing is decided. "not measured" where a side is missing.
+    is not. In between, where all numbers are the same, and of a single seed a side, which has no spread, nothing is decided. "not measured" where a side is missing.
     """
     measure = MEASURES[claim.measure]
     of, than = ([value for row in rows if row["label"] == label and (value := measure.read(row)) is not None] for label in (claim.of, claim.than))
@@ -64,6 +64,8 @@ def judge(claim: Claim, rows: list[dict]) -> Judged:
         return Judged(claim, of, than, "not decided", f"one seed has no spread; it {way}")
     if min(gains) > 0:
         return Judged(claim, of, than, "holds", f"of every one of {len(of)} and {len(than)} seeds")
+    if not any(gains):
+        return Judged(claim, of, than, "not decided", "the same number on both sides")
     if max(gains) <= 0:
         return Judged(claim, of, than, "does not hold", f"of none of {len(of)} and {len(than)} seeds")
     return Judged(claim, of, than, "not decided", "the seeds' ranges overlap")

@@ -19,8 +19,9 @@ def rows(**values):
     ({"a": [20.0], "b": [19.0, 18.0]}, {}, "not decided", "one seed has no spread; it points that way"),
     ({"a": [20.0, 20.0], "b": [21.0]}, {}, "not decided", "it points the other way"),
     ({"a": [19.0, 19.9], "b": [20.0, 21.0]}, {"lower": True}, "holds", "every one"),
-    # Nothing is gained where both are the same.
-    ({"a": [20.0, 20.0], "b": [20.0, 20.0]}, {}, "does not hold", "none"),
+    # As where a probe learned one constant answer: it says nothing of either.
+    ({"a": [20.0, 20.0], "b": [20.0, 20.0]}, {}, "not decided", "the same number"),
+    ({"a": [20.0, 20.0], "b": [20.0, 21.0]}, {}, "does not hold", "none"),
     # Half a dB below is allowed: 19.6 against 20 is, 19.4 is not.
     ({"a": [19.6, 19.7], "b": [20.0, 20.0]}, {"margin": -0.5}, "holds", "every one"),
     ({"a": [19.4, 19.7], "b": [20.0, 20.0]}, {"margin": -0.5}, "not decided", "overlap"),
