@@ -55,14 +55,18 @@ def restore(checkpoint: Path, modules: dict[str, nn.Module], optimizers: dict[st
             tensors: dict[str, Tensor], ranks: Ranks) -> int:
     """Give everything its state back, in place, this rank's random numbers last; returns the step.
 
-    Raises ValueError where the checkpoint was made on another number of ranks, whose order and random numbers are not these.
+    Raises ValueError where the checkpoint was made on another number of ranks, whose order and random numbers are not these, or of
+    modules whose tensors are not these.
     """
     numbers = json.loads((checkpoint / _NUMBERS).read_text())
     if numbers["ranks"] != ranks.world:
         raise ValueError(f"ranks: the run was trained on {numbers['ranks']}, now {ranks.world}; the same bits need the same number")
     states = load_file(checkpoint / _TENSORS)
     for name, module in modules.items():
-        module.load_state_dict(_below(states, f"{name}/"))
+        try:
+            module.load_state_dict(_below(states, f"{name}/"))
+        except RuntimeError as other:
+            raise ValueError(f"out: {checkpoint} was made by another architecture of the {name}: {str(other).splitlines()[-1].strip()}") from other
     for name, optimizer in optimizers.items():
         entries: dict[int, dict[str, Tensor]] = {}
         for key, value in _below(states, f"{name}/").items():

@@ -21,9 +21,12 @@ class FinishedRun:
 
     @classmethod
     def open(cls, folder: Path) -> FinishedRun:
-        """Raises ValueError where the folder is no run, or has no model yet."""
+        """Raises ValueError where the folder is no tokenizer's run, or has no model yet."""
         path = folder / "config.json"
-        if not path.is_file() or "recipe" not in (config := json.loads(path.read_text())):
+        config = json.loads(path.read_text()) if path.is_file() else {}
+        if "task" in config:
+            raise ValueError(f"run: {folder} is the run of a prior of {config['task']}, expected one of a tokenizer")
+        if "recipe" not in config:
             raise ValueError(f"run: {folder} is not a run: expected {path} with a recipe, as training writes it")
         if not (folder / "model" / "config.json").is_file():
             raise ValueError(f"run: {folder} has no model yet: training saves the first after {config.get('save_every')} steps")

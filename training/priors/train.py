@@ -66,8 +66,7 @@ class PriorRun:
         run = FinishedRun.open(settings.tokenizer)
         pictures = PictureFormat.of(run.model(), run.config["resolution"], run.config["fit"])
         learned = kind.learn(source)
-        for leftover in ("tokenizer", "codes"):
-            shutil.rmtree(settings.out / leftover, ignore_errors=True)
+        _clear_leftovers(settings.out, {"tokenizer": {path.name for path in (run.folder / "model").iterdir()}, "codes": {CODES.name}})
         settings.out.mkdir(parents=True, exist_ok=True)
         shutil.copytree(run.folder / "model", settings.out / "tokenizer")
         write_task(settings.out, kind(pictures, learned))
@@ -150,6 +149,16 @@ class PriorRun:
                            + (" (predicted)" if segment.predicted else "") for segment in self.model.layout.segments)
         say(self.ranks, f"{task}, {recipe}: {millions:.1f} M parameters, {where}")
         say(self.ranks, f"sequence: {layout}; {len(self.examples):,} examples")
+
+
+def _clear_leftovers(out: Path, own: dict[str, set[str]]) -> None:
+    """Remove what a stopped beginning left in these folders. Raises ValueError where one holds anything else, and removes nothing then."""
+    for name, files in own.items():
+        foreign = sorted(path.name for path in (out / name).glob("*") if path.name not in files and not path.name.startswith("."))
+        if foreign:
+            raise ValueError(f"out: {out / name} holds {foreign[0]}, which a prior's run does not; choose another --out")
+    for name in own:
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def _take_codes(settings: PriorSettings, kept: Path) -> None:

@@ -136,6 +136,8 @@ def _tasks(wanted: Downstream) -> list[str]:
 
 
 def _check_folder(wanted: Downstream) -> None:
+    if (wanted.out / "study.json").is_file():
+        raise ValueError(f"out: {wanted.out} holds a study of tokenizers; choose another --out")
     path = wanted.out / "downstream.json"
     if path.is_file():
         before = json.loads(path.read_text())

@@ -133,6 +133,8 @@ def _basis(wanted: Study) -> dict:
 
 
 def _check_folders(wanted: Study, runs: list[tuple[Candidate, int, TokenizerSettings]]) -> None:
+    if (wanted.out / "downstream.json").is_file():
+        raise ValueError(f"out: {wanted.out} holds downstream tasks; choose another --out")
     path = wanted.out / "study.json"
     if path.is_file() and (found := json.loads(path.read_text()).get("study")) != wanted.name:
         raise ValueError(f"out: {wanted.out} holds the study {found!r}, now {wanted.name!r}; choose another --out")

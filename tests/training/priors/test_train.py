@@ -179,3 +179,29 @@ def test_codes_that_are_no_map_are_refused():
 
     with pytest.raises(ValueError, match=r"a prior needs a map of codes .* odd gives \(1, 7\)"):
         PictureFormat.of(Odd(), 8, "crop")
+
+
+def test_what_no_prior_wrote_is_not_removed(settings, tokenizer, tmp_path):
+    # As "--tokenizer runs/tokenizer --out runs", where the copy of the model would have the place of the run.
+    before = {path: path.read_bytes() for path in tokenizer.rglob("*") if path.is_file()}
+    assert tokenizer == tmp_path / "tokenizer"
+    with pytest.raises(ValueError, match="out: .*tokenizer holds .* which a prior's run does not; choose another --out"):
+        train_prior("unconditional", "small", settings(out=".", steps=1))
+    assert before == {path: path.read_bytes() for path in tokenizer.rglob("*") if path.is_file()}
+    (tmp_path / "other" / "codes").mkdir(parents=True)
+    (tmp_path / "other" / "codes" / "mine.py").write_text("")
+    with pytest.raises(ValueError, match="codes holds mine.py"):
+        train_prior("unconditional", "small", settings(out="other", steps=1))
+    # what a stopped beginning leaves is removed
+    (tmp_path / "other" / "codes" / "mine.py").rename(tmp_path / "other" / "codes" / "train.safetensors")
+    train_prior("unconditional", "small", settings(out="other", steps=1))
+
+
+def test_a_checkpoint_of_another_architecture_is_named(settings):
+    folder = train_prior("unconditional", "small", settings(steps=2))
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["width"] = 64
+    (folder / "config.json").write_text(json.dumps(config))
+    wider = settings(steps=4)
+    with pytest.raises(ValueError, match="was made by another architecture of the model: size mismatch"):
+        train_prior("unconditional", "small", dataclasses.replace(wider, model=dataclasses.replace(wider.model, width=64)))

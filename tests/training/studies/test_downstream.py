@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from training.priors.train import CODES, train_prior
 from training.studies import downstream
 from training.studies.downstream import Downstream, run_downstream
 from training.studies.measures import MEASURES, tables
+from training.studies.study import Study, make_study
 from training.studies.task_claims import TASK_CLAIMS
 from training.tasks import find_task, task_names
 from training.tokenizer import train
@@ -114,8 +116,6 @@ def test_without_tasks_all_that_the_data_allow_are_taken(pictures, tmp_path, cap
     ({"shown": -1}, "shown: expected 0 or more, got -1"),
 ])
 def test_wrong_settings_are_named(tmp_path, changes, message):
-    from pathlib import Path
-
     changes = changes | ({"tokenizers": tuple(map(Path, changes["tokenizers"]))} if "tokenizers" in changes else {})
     with pytest.raises(ValueError, match=message):
         Downstream(**{"tokenizers": (tmp_path,), "data": "scenes", "out": tmp_path / "study"} | changes)
@@ -129,6 +129,14 @@ def test_a_folder_of_another_budget_or_tokenizer_is_refused(tokenizers, pictures
     other = train("vqvae", tiny("vqvae", "elsewhere/plain", steps=2))
     with pytest.raises(ValueError, match="of a tokenizer of label 'vqgan', .* has 'vqvae'"):
         run_downstream(dataclasses.replace(wanted, tokenizers=(other,)))
+    with pytest.raises(ValueError, match="captioning is the run of a prior of captioning, expected one of a tokenizer"):
+        run_downstream(dataclasses.replace(wanted, tokenizers=(wanted.out / "plain" / "captioning",)))
+    # each of the two would write its table over the other's
+    with pytest.raises(ValueError, match="holds downstream tasks; choose another --out"):
+        make_study(Study(name="papers", data=str(pictures), out=wanted.out, budget="tiny", only=("vqgan",), device="cpu", probe_steps=0))
+    (wanted.out / "downstream.json").rename(wanted.out / "study.json")
+    with pytest.raises(ValueError, match="holds a study of tokenizers"):
+        run_downstream(wanted)
     with pytest.raises(SystemExit):
         main(["downstream", str(tmp_path), "--data", str(pictures), "--out", str(tmp_path / "none")])
     assert "is not a run" in capsys.readouterr().err and not (tmp_path / "none").exists()
