@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from training.data.sources import Source
+from training.data.sources import Source, captions_of, has_captions
 from training.tokenizer_settings import TokenizerSettings
 from vqkit.language import CaptionTokens, TextEncoder, open_text_encoder
 from vqkit.objectives import CaptionTranslation, GuidanceText, LanguageGuidance, TextObjective, TranslationText, mask_rate
 
 FILE = "guidance.safetensors"
+_TRIED = 1000
+_logger = logging.getLogger("training")
 
 
 class Captions:
@@ -27,9 +31,26 @@ class Captions:
     def __init__(self, source: Source, encoder: TextEncoder, seed: int):
         self.source, self.encoder, self.seed = source, encoder, seed
 
-    def any(self) -> bool:
-        """Whether any picture has a caption, fitting or not."""
-        return any(self.source.record(index).get("captions") for index in range(len(self.source)))
+    def check(self) -> None:
+        """Try the first ones that fit on the text model.
+
+        Raises ValueError where there is no caption, none that fits, or none of which the model knows a word; warns where it knows less
+        than half of what they say, as of another language.
+        """
+        name, model = self.source.name, Path(self.encoder.name).name
+        if not has_captions(self.source):
+            raise ValueError(f"guidance: {name} has no captions; expected a metadata.jsonl with \"captions\" of its pictures")
+        tried = list(islice((caption for index in range(len(self.source)) for caption in self._fitting(index)), _TRIED))
+        if not tried:
+            raise ValueError(f"guidance: all captions of {name} are too long: expected some of at most {self.encoder.context} tokens of {model}")
+        tokens = self.encoder.tokenize(tried)
+        known, said = int((tokens.words >= 0).sum()), int(tokens.content.sum())
+        if not known:
+            raise ValueError(f"guidance: {model} knows no word of the captions of {name}, such as {tried[0]!r}; expected a text_encoder of their "
+                             "language")
+        if 2 * known < said:
+            _logger.warning("guidance: %s knows %.0f%% of what the captions of %s say, such as %r; a text_encoder of their language would know more",
+                            model, 100 * known / said, name, tried[0])
 
     def draw(self, keys: list[tuple[int, int]], indices: list[int]) -> tuple[CaptionTokens, Tensor]:
         """One random caption a picture, of those that fit, and draws (B, T) uniform in 0 .. 1 for its words.
@@ -41,18 +62,20 @@ class Captions:
         return self.encoder.tokenize(chosen), torch.stack(draws)
 
     def _one(self, key: tuple[int, int], index: int) -> str | None:
-        captions = [caption for caption in self.source.record(index).get("captions") or [] if caption.strip()]
-        # Longer ones are left out, as published.
-        captions = [caption for caption in captions if self.encoder.fits(caption)]
+        captions = self._fitting(index)
         epoch, wanted = key
         return captions[_number(f"caption/{self.seed}/{epoch}/{wanted}") % len(captions)] if captions else None
+
+    def _fitting(self, index: int) -> list[str]:
+        """Longer ones are left out, as published."""
+        return [caption for caption in captions_of(self.source, index) if self.encoder.fits(caption)]
 
 
 class Guide:
     """A run's guidance: the frozen text model, the module that is trained, its running mean and its captions.
 
     text_encoder: as of `vqkit.language.open_text_encoder`; code_dim: channels of the quantised map; grid: its side.
-    Raises ValueError where the text model cannot be opened, naming what to install or to give, or no picture has a caption.
+    Raises ValueError where the text model cannot be opened, naming what to install or to give, or can read no caption.
     """
 
     objective: type[TextObjective]
@@ -62,8 +85,7 @@ class Guide:
         chosen = getattr(settings, self.section)
         self.encoder = _opened(chosen.text_encoder, self.section)
         self.captions = Captions(source, self.encoder, settings.seed)
-        if not self.captions.any():
-            raise ValueError(f"guidance: {source.name} has no captions; expected a metadata.jsonl with \"captions\" of its pictures")
+        self.captions.check()
         self.encoder.to(device)
         module = self.objective(code_dim, grid, self.encoder.token_embeddings, chosen.config, self.encoder.context)
         self.module = module.to(device).train()

@@ -136,6 +136,34 @@ def test_what_guidance_lacks_is_named(guided, tiny, pictures, tmp_path, monkeypa
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+def write_captions(pictures, captions):
+    for split in ("train", "test"):
+        lines = [{"file_name": f"{number:02d}.png", "captions": captions} for number in range(20)]
+        (pictures / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+
+
+@pytest.mark.parametrize("captions, message", [
+    (["", " \t"], "guidance: .*train has no captions"),
+    (["a soft picture " * 10], "guidance: all captions of .*train are too long: expected some of at most 30 tokens of bert"),
+    (["สุนัขสีน้ำตาลบนหญ้า"], "guidance: bert knows no word of the captions of .*train, such as 'สุนัข.*expected a text_encoder of their language"),
+])
+def test_captions_of_which_nothing_can_be_learned_are_refused(guided, pictures, tmp_path, captions, message):
+    write_captions(pictures, captions)
+    with pytest.raises(ValueError, match=message):
+        train("vqgan+lg", guided())
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_captions_of_which_little_is_known_are_warned_of(pictures, text_model, caplog):
+    encoder = open_text_encoder(str(text_model))
+    write_captions(pictures, ["a soft, soft picture: number 7 ☃ 犬"])
+    Captions(open_split(pictures, "train"), encoder, seed=0).check()
+    assert not caplog.messages
+    write_captions(pictures, ["一 a 犬 picture 在 草"])
+    Captions(open_split(pictures, "train"), encoder, seed=0).check()
+    assert "guidance: bert knows 33% of what the captions of" in caplog.text
+
+
 def test_the_command_line_guides_any_recipe(pictures, text_model, tmp_path, capsys):
     run = tmp_path / "run"
     main(["tokenizer", "vqgan", "--data", str(pictures), "--out", str(run), "--resolution", "16", "--steps", "2", "--batch-size", "2", "--device", "cpu",

@@ -42,6 +42,29 @@ def test_a_vocabulary_of_files_and_data_sets_serves_a_recipe(tmp_path, pictures,
     assert found.words == made.words and torch.equal(found.vectors, made.vectors)
 
 
+GERMAN = ["ein brauner Hund auf grünem Gras", "eine Frau mit roten Haaren lächelt", "zwei kleine Vögel"]
+
+
+@pytest.mark.parametrize("captions", [GERMAN, ["一只棕色的狗在草地上，一只黑猫。"], ["коричневая собака на траве"]])
+@pytest.mark.parametrize("fill", ["--fill", "--no-fill"])
+def test_captions_in_another_language_are_refused(tmp_path, capsys, captions, fill):
+    file = write(tmp_path / "c.txt", "\n".join(captions))
+    with pytest.raises(SystemExit):
+        main(["vocabulary", file, "--out", str(tmp_path / "words.safetensors"), fill])
+    said = capsys.readouterr().err
+    assert "captions: expected English, got" in said and "build a Vocabulary of your own" in said
+
+
+def test_captions_of_many_unknown_words_are_warned_of_and_a_few_are_not(tmp_path, recwarn):
+    def make(*captions):
+        main(["vocabulary", write(tmp_path / "c.txt", "\n".join(captions)), "--out", str(tmp_path / "words.safetensors"), "--no-fill"])
+        return [str(warning.message) for warning in recwarn if "expected English" in str(warning.message)]
+
+    assert not make(*CAPTIONS, "a brown Tachycineta with a Lumia")
+    said, = make("a brown dog", "ein Hund und a brown dog")
+    assert "got 9 words of which WordNet does not know 3, such as 'ein', 'hund', 'und'; these are taken for nouns" in said
+
+
 def test_the_builtin_scenes_are_a_data_set():
     assert all(isinstance(caption, str) for caption, _ in zip(read_captions("scenes"), range(10)))
 

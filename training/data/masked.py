@@ -56,8 +56,8 @@ class MaskedPictureDataset(PictureDataset):
         return images, indices, labels if self.unlabelled is None else labels.masked_fill_(labels == self.unlabelled, -1)
 
     def _check(self, index: int, mask: np.ndarray) -> None:
-        if mask.ndim != 2 or mask.dtype != np.uint8:
-            raise DataError(f"{self.source.picture_name(index)}: expected a mask with one byte of class a pixel, got {mask.dtype} {mask.shape}")
+        if mask.dtype != np.uint8:
+            raise DataError(f"{self.source.picture_name(index)}: expected a mask with one byte of class a pixel, got {mask.dtype}")
         labelled = mask if self.unlabelled is None else mask[mask != self.unlabelled]
         if labelled.size and labelled.max() >= self.classes:
             raise DataError(f"{self.source.picture_name(index)}: its mask has class {labelled.max()}, expected 0..{self.classes - 1}; see "

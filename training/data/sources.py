@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -27,13 +29,16 @@ SPLITS = ("train", "val", "test")
 FITS = ("crop", "stretch")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SCENES_IN_SPLIT = {"train": 8192, "val": 512, "test": 512}
+# As data sets mark pixels of no class.
+UNLABELLED = 255
+_logger = logging.getLogger("training")
 
 
 class Source(Protocol):
     """One split. `read` and `read_mask` return square arrays of `resolution` pixels: (R, R, 3) uint8 and (R, R) uint8.
 
-    `mask_classes` is one more than the highest class in any mask, 0 without masks. `limited` is the split with at most so many pictures,
-    all of them for None: the first, or of pictures with a class, which may lie class by class, as many spread evenly.
+    `mask_classes` is one more than the highest class in any mask, 255 being none, 0 without masks. `limited` is the split with at most so
+    many pictures, all of them for None: the first, or of pictures with a class, which may lie class by class, as many spread evenly.
     """
 
     name: str
@@ -51,6 +56,16 @@ class Source(Protocol):
     def mask_classes(self) -> int: ...
 
     def limited(self, count: int | None) -> Source: ...
+
+
+def captions_of(source: Source, index: int) -> list[str]:
+    """The captions of a picture that say something."""
+    return [caption for caption in source.record(index).get("captions", ()) if caption.strip()]
+
+
+def has_captions(source: Source) -> bool:
+    """Whether any picture has a caption that says something."""
+    return any(captions_of(source, index) for index in range(len(source)))
 
 
 def open_split(data: str | os.PathLike, split: str, *, seed: int = 0) -> Source:
@@ -94,6 +109,10 @@ class FolderTree:
     def names(self) -> list[str]:
         return sorted(path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if path.is_file())
 
+    def folders(self) -> set[str]:
+        """The folders at the top, empty ones too."""
+        return {path.name for path in self.root.iterdir() if path.is_dir()}
+
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
@@ -114,6 +133,11 @@ class ZipTree:
         names = (name for name in self._archive().namelist() if not name.endswith("/"))
         return sorted(name[len(self.prefix):] for name in names if name.startswith(self.prefix))
 
+    def folders(self) -> set[str]:
+        """The folders at the top, empty ones too."""
+        below = (name[len(self.prefix):] for name in self._archive().namelist() if name.startswith(self.prefix))
+        return {name.split("/", 1)[0] for name in below if "/" in name}
+
     def read(self, name: str) -> bytes:
         try:
             return self._archive().read(self.prefix + name)
@@ -130,7 +154,11 @@ class ZipTree:
 
 
 class PictureSource:
-    """A split of picture files. `records`: as given, else those of ``metadata.jsonl``, else ``{"file_name", "label"}`` from class folders."""
+    """A split of picture files. `records`: as given, else those of ``metadata.jsonl``, else ``{"file_name", "label"}`` from class folders.
+
+    Raises DataError where there is no picture, a line of metadata.jsonl is malformed, or a class folder is empty; a class folder with
+    other files only is named in a warning.
+    """
 
     def __init__(self, tree: FolderTree | ZipTree, name: str, records: list[dict] | None = None):
         self.tree, self.name = tree, name
@@ -142,8 +170,20 @@ class PictureSource:
         else:
             pictures = [path for path in names if PurePosixPath(path).suffix.lower() in SUFFIXES]
             self.records = [{"file_name": path, **({"label": path.split("/", 1)[0]} if "/" in path else {})} for path in pictures]
+            self._check_class_folders(names)
         if not self.records:
             raise DataError(f"data: no pictures in {name}: expected metadata.jsonl or picture files ({', '.join(SUFFIXES)})")
+
+    def _check_class_folders(self, files: list[str]) -> None:
+        """A class whose folder has no picture would vanish from the classes without a word."""
+        classes = {record["label"] for record in self.records if "label" in record}
+        missing = sorted(name for name in self.tree.folders() - classes if not name.startswith(".")) if classes else []
+        empty = [name for name in missing if not any(file.startswith(f"{name}/") for file in files)]
+        if empty:
+            raise DataError(f"data: empty class folders in {self.name}: expected pictures in {', '.join(empty)} (links are not "
+                            "followed), or no such folder")
+        if missing:
+            _logger.warning("%s: no pictures in the folders %s, which are no classes", self.name, ", ".join(missing))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -162,16 +202,16 @@ class PictureSource:
 
     def read(self, index: int, resolution: int, fit: str) -> np.ndarray:
         """Decode one picture. Raises DataError naming it where it is missing, damaged or not a picture."""
-        name = self.records[index]["file_name"]
-        try:
-            picture = ImageOps.exif_transpose(Image.open(io.BytesIO(self.tree.read(name)))).convert("RGB")
-        # A damaged file makes Pillow's decoders raise anything from OSError to SyntaxError, zipfile BadZipFile.
-        except Exception as broken:
-            raise DataError(f"{self.picture_name(index)}: {type(broken).__name__}: {broken}") from broken
+        with _named(self.picture_name(index)):
+            picture = ImageOps.exif_transpose(self._open(self.records[index]["file_name"])).convert("RGB")
         return np.asarray(_fitted(picture, resolution, fit, Image.Resampling.LANCZOS))
 
     def read_mask(self, index: int, resolution: int, fit: str) -> np.ndarray:
-        """Class of each pixel, cut as the picture is. Raises DataError where the split has no masks, or one of another shape."""
+        """Class of each pixel, cut as the picture is.
+
+        Raises DataError naming the picture where it has no mask or one of another shape, and the file where that is missing, damaged or
+        not of one channel.
+        """
         mask = self._mask(index)
         if mask is None:
             raise DataError(f"{self.picture_name(index)}: the data set gives it no mask")
@@ -180,30 +220,41 @@ class PictureSource:
 
     def _check_shape(self, index: int, mask: Image.Image) -> None:
         """A mask may be of another size, as CelebA-HQ's are, but has to cover the picture to the pixel."""
-        picture = Image.open(io.BytesIO(self.tree.read(self.records[index]["file_name"])))
-        (width, height), (across, down) = ImageOps.exif_transpose(picture).size, mask.size
+        with _named(self.picture_name(index)):
+            (width, height), (across, down) = ImageOps.exif_transpose(self._open(self.records[index]["file_name"])).size, mask.size
         if abs(across * height - down * width) > max(width, height, across, down):
             raise DataError(f"{self.picture_name(index)}: its mask has {across}x{down} pixels, which is another shape than {width}x{height}")
 
     def mask_classes(self) -> int:
         """Over all pixels as they are stored: no class is lost to a lower resolution."""
-        masks = (self._mask(index) for index in range(len(self)))
-        return max((int(np.asarray(mask).max()) + 1 for mask in masks if mask is not None), default=0)
+        masks = (np.asarray(mask) for index in range(len(self)) if (mask := self._mask(index)) is not None)
+        return max((len(np.bincount(mask[mask != UNLABELLED])) for mask in masks), default=0)
 
     def _mask(self, index: int) -> Image.Image | None:
         record = self.records[index]
-        if "mask" in record:
-            return Image.open(io.BytesIO(self.tree.read(record["mask"])))
-        return self._painted(record["part_masks"]) if "part_masks" in record else None
+        if "part_masks" in record:
+            return self._painted(index, record["part_masks"])
+        if (name := record.get("mask")) is None:
+            return None
+        with _named(f"{self.picture_name(index)}: its mask {name}"):
+            mask = self._open(name)
+            mask.load()
+        if len(mask.getbands()) > 1 or mask.mode == "F":
+            raise DataError(f"{self.picture_name(index)}: its mask {name}: expected one channel with the number of a class, got {mask.mode}")
+        return mask
 
-    def _painted(self, parts: dict[str, str]) -> Image.Image:
+    def _painted(self, index: int, parts: dict[str, str]) -> Image.Image:
         """One mask from one picture a class, those of higher classes over those of lower ones."""
         painted = None
         for label, name in sorted(parts.items(), key=lambda part: int(part[0])):
-            covered = np.asarray(Image.open(io.BytesIO(self.tree.read(name))).convert("L")) > 127
-            painted = np.zeros(covered.shape, np.uint8) if painted is None else painted
-            painted[covered] = int(label)
+            with _named(f"{self.picture_name(index)}: its mask {name}"):
+                covered = np.asarray(self._open(name).convert("L")) > 127
+                painted = np.zeros(covered.shape, np.uint8) if painted is None else painted
+                painted[covered] = int(label)
         return Image.fromarray(painted)
+
+    def _open(self, name: str) -> Image.Image:
+        return Image.open(io.BytesIO(self.tree.read(name)))
 
 
 class SceneSource:
@@ -249,6 +300,16 @@ class SceneSource:
         return render(self._scene(index), resolution)
 
 
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Anything that reading raises, as a DataError that begins with what is read."""
+    try:
+        yield
+    # A damaged file makes Pillow's decoders raise anything from OSError to SyntaxError, zipfile BadZipFile.
+    except Exception as broken:
+        raise DataError(f"{what}: {type(broken).__name__}: {broken}") from broken
+
+
 def _metadata(text: bytes, name: str) -> Iterable[dict]:
     for number, line in enumerate(text.decode("utf-8").splitlines(), start=1):
         if not line.strip():
@@ -259,6 +320,12 @@ def _metadata(text: bytes, name: str) -> Iterable[dict]:
             raise DataError(f"{name}, line {number}: not JSON: {broken}") from broken
         if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
             raise DataError(f"{name}, line {number}: expected an object with a string file_name, got {line[:80]}")
+        # null is what tables without a value become.
+        captions = record.pop("captions", None)
+        if captions is not None:
+            if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+                raise DataError(f"{name}, line {number}: captions: expected a list of strings, got {json.dumps(captions)[:80]}")
+            record["captions"] = captions
         yield record
 
 

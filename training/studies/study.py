@@ -16,7 +16,7 @@ import torch
 import tyro
 
 from training import checkpoint
-from training.data.sources import open_split
+from training.data.sources import has_captions, open_split
 from training.distributed import choose_device
 from training.evaluate import MEAN_COLOR, Evaluation, evaluate
 from training.recipes import TokenizerSettings, changed_setting, to_json, with_defaults
@@ -149,7 +149,7 @@ def _check_folders(wanted: Study, runs: list[tuple[Candidate, int, TokenizerSett
 def _probe(wanted: Study, runs: list[tuple[Candidate, int, TokenizerSettings]]) -> LanguageProbe | None:
     """A probe where there are captions to ask for. Raises ValueError where guided candidates lack them."""
     seen, unseen = open_split(wanted.data, "train"), open_split(wanted.data, "test")
-    captioned = all(any(split.record(index).get("captions") for index in range(len(split))) for split in (seen, unseen))
+    captioned = has_captions(seen) and has_captions(unseen)
     guided = [candidate.label for candidate, _, settings in runs if settings.guidance]
     if guided and not captioned:
         raise ValueError(f"data: {wanted.data} has no captions, which {', '.join(dict.fromkeys(guided))} need; "

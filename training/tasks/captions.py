@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.data.sources import Source
+from training.data.sources import Source, captions_of
 from training.tasks.text_task import TextTask, learn_texts
 from vqkit.models import Segment
 
@@ -26,11 +26,6 @@ class CaptionTask(TextTask):
     def text_segment(self, *, predicted: bool) -> Segment:
         """A caption as a segment."""
         return Segment(TEXT, self.learned["length"], (len(self.vocabulary),), predicted=predicted, end=self.vocabulary.end)
-
-
-def captions_of(source: Source, index: int) -> list[str]:
-    """The captions of a picture that say something."""
-    return [caption for caption in source.record(index).get("captions") or [] if caption.strip()]
 
 
 def caption_rows(source: Source, every: bool) -> tuple[Tensor, list[str]]:

@@ -10,13 +10,15 @@ from training.linear_classifier import LinearClassifier
 from training.tasks.distribution import DISTANCES, PictureDistances, decoded, generated, real_pictures
 from training.tasks.masks import learn_mask_classes, mask_rows, painted
 from training.tasks.task import IMAGE, Column, Judged, Panel, Rows, Task, matching, nats_per_token
-from vqkit.models import Segment
+from vqkit.models import ABSENT, Segment
 
 MASK = "mask"
 
 
 class SemanticSynthesis(Task):
     """Sequences [mask, picture] of h w tokens each; a mask token is the class of most pixels in the cell of one code.
+
+    Pixels of 255 have no class, as data sets commonly mark them; a cell that is mostly of these is -1 and in no accuracy.
 
     Metrics: the picture's nats a token; `matching`, how often a picture is likelier with its mask than with another; the distance of
     generated from real pictures; `cell_accuracy`, see `CellClassifier`. Published set-up: LG-VQ, section 4.3, and VQCT on CelebA-HQ, a
@@ -60,7 +62,7 @@ class SemanticSynthesis(Task):
             right["_reconstructed"] += int((classifier.classes(decoded(judged, self.pictures, tokens[IMAGE])) == tokens[MASK]).sum())
             if distances:
                 distances.add(real_pictures(judged, self.pictures, numbers), drawn)
-        cells = count * self.pictures.height * self.pictures.width
+        cells = int((judged.examples.rows.tokens[MASK] != ABSENT).sum())
         return found | {f"cell_accuracy{name}": total / cells for name, total in right.items()} | (distances.result() if distances else {})
 
     def panels(self, judged: Judged, prompts: list[str], count: int) -> list[Panel]:
@@ -95,7 +97,8 @@ class CellClassifier:
         numbers = torch.arange(0, len(judged.examples), step)
         features = torch.cat([_cell_features(real_pictures(judged, task.pictures, part), height, width) for part in numbers.split(judged.batch_size)])
         labels = judged.examples.batch(numbers)[MASK].flatten()
-        return cls(LinearClassifier.fit(features, labels, task.learned["classes"]), height, width)
+        known = labels != ABSENT
+        return cls(LinearClassifier.fit(features[known], labels[known], task.learned["classes"]), height, width)
 
     def classes(self, pictures: Tensor) -> Tensor:
         """uint8 (B, 3, R, R) to int64 (B, h w)."""

@@ -12,20 +12,23 @@ from typing import Iterable, Sequence
 import torch
 
 from vqkit.language.lexicon import Lexicon, default_lexicon
-from vqkit.language.words import tag_words
+from vqkit.language.words import is_unknown, tag_words
 
 
 @dataclass
 class WordCounts:
     """How often captions use each adjective and noun (lemma), and each adjective directly before a noun.
 
-    `adjectives` and `nouns` map words to counts, `pairs` maps (adjective, noun) to counts; `captions` is how many were read.
+    `adjectives` and `nouns` map words to counts, `pairs` maps (adjective, noun) to counts; `captions` is how many were read, `words` how
+    many words they have of any kind, and `unknown` maps those that the lexicon does not list to counts.
     """
 
     adjectives: Counter = field(default_factory=Counter)
     nouns: Counter = field(default_factory=Counter)
     pairs: Counter = field(default_factory=Counter)
     captions: int = 0
+    words: int = 0
+    unknown: Counter = field(default_factory=Counter)
 
 
 def count_words(captions: Iterable[str], *, lexicon: Lexicon | None = None) -> WordCounts:
@@ -53,6 +56,8 @@ def count_words(captions: Iterable[str], *, lexicon: Lexicon | None = None) -> W
             continue
         counts.captions += 1
         for word, after in zip(words, [*words[1:], None]):
+            counts.words += word.tag != "stop" and word.text[0].isalpha()
+            counts.unknown.update([word.text] if is_unknown(word.text, lexicon) else ())
             if word.tag == "noun":
                 counts.nouns[word.lemma] += 1
             elif word.tag == "adjective":

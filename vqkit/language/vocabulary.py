@@ -6,6 +6,7 @@ Source: arXiv 2403.10071 (VQCT). Filling a small vocabulary from WordNet's gloss
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -134,15 +135,20 @@ def build_vocabulary(
     Returns:
         Vocabulary; fewer words than asked where even WordNet has no more.
 
+    Parts of speech and lemmas are English. Warns where WordNet knows less than three quarters of the captions' words; captions in another
+    language need a `Vocabulary` of words, edges and vectors (`encode_words`) of their own.
+
     Raises:
         TypeError: `captions` is one string or holds something else than strings.
-        ValueError: no captions; a maximum or min_count below 1; no adjective, noun or edge is left; see `encode_words`.
+        ValueError: no captions; WordNet knows less than half of their words; a maximum or min_count below 1; no adjective, noun or edge is
+            left; see `encode_words`.
     """
     for argument, value in (("max_adjectives", max_adjectives), ("max_nouns", max_nouns), ("min_count", min_count)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{argument}: expected an integer of at least 1, got {value!r}")
     lexicon = default_lexicon()
     counts = count_words(captions, lexicon=lexicon)
+    _check_language(counts)
     adjectives = _most_frequent(counts.adjectives, max_adjectives, min_count)
     nouns = _most_frequent(counts.nouns, max_nouns, min_count)
     pairs = counts.pairs
@@ -190,6 +196,16 @@ def _filled(adjectives: list[str], nouns: list[str], asked: tuple[int, int], lex
 
 def _ranked(counts: Counter, known: set[str]) -> list[str]:
     return sorted((word for word in counts if word not in known), key=lambda word: (-counts[word], word))
+
+
+def _check_language(counts: WordCounts) -> None:
+    unknown = sum(counts.unknown.values())
+    said = (f"captions: expected English, got {counts.words} words of which WordNet does not know {unknown}, such as "
+            f"{', '.join(repr(word) for word, _ in counts.unknown.most_common(3))}")
+    if 2 * unknown > counts.words:
+        raise ValueError(f"{said}; for another language build a Vocabulary of your own, its vectors by encode_words")
+    if 4 * unknown > counts.words:
+        warnings.warn(f"{said}; these are taken for nouns", stacklevel=3)
 
 
 def _nothing_left(what: str, counts: WordCounts, min_count: int) -> str:

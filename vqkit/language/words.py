@@ -132,6 +132,12 @@ def tag_words(caption: str, lexicon: Lexicon | None = None) -> list[Word]:
     return [_word(token, tag, lexicon) for token, tag in zip(tokens, _best_path(weights))]
 
 
+@lru_cache(maxsize=200_000)
+def is_unknown(token: str, lexicon: Lexicon) -> bool:
+    """Whether a token is a word of which the lexicon lists no form; words with a closed class and what is no word are known."""
+    return token not in _CLOSED and _WORD_SHAPE.fullmatch(token) is not None and not _listed_uses(token, lexicon)
+
+
 def _word(token: str, tag: str, lexicon: Lexicon) -> Word:
     if tag == "noun":
         return Word(token, tag, lexicon.noun_lemma(token))

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from training.data.batches import EvaluationOrder, PictureDataset, TrainingOrder, load, to_float, to_uint8
-from training.data.sources import DataError, SceneSource, open_split
+from training.data.sources import DataError, SceneSource, has_captions, open_split
 
 CPU = torch.device("cpu")
 
@@ -65,6 +65,41 @@ def test_every_layout_gives_the_same_pictures(tmp_path, layout, described):
     else:
         assert [record["label"] for record in records] == ["cats", "cats", "dogs"]
         assert images[:, :, 2, 2].tolist() == [[250, 0, 0], [200, 0, 0], [0, 0, 150]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_empty_class_folder_is_refused_and_one_of_other_files_named(tmp_path, layout, caplog):
+    write = LAYOUTS[layout]
+    if layout == "folder":
+        write(tmp_path, FILES)
+        (tmp_path / "train" / "emus").mkdir()
+        (tmp_path / "train" / ".cache").mkdir()
+    else:
+        write(tmp_path, FILES | {"emus/": b""})
+    data = tmp_path / "all.zip" if layout == "one zip" else tmp_path
+    with pytest.raises(DataError, match="empty class folders in .*train.*: expected pictures in emus .*or no such folder"):
+        open_split(data, "train")
+    write(tmp_path, FILES | {"emus/about.txt": b"no picture"})
+    assert len(open_split(data, "train")) == 3 and "no pictures in the folders emus, which are no classes" in caplog.text
+
+
+def test_folders_beside_pictures_that_lie_in_none_are_no_classes(tmp_path):
+    write_tree(tmp_path / "train", {"a.png": FILES["cats/a.png"]})
+    (tmp_path / "train" / "notes").mkdir()
+    assert open_split(tmp_path, "train").record(0) == {"file_name": "a.png"}
+
+
+@pytest.mark.parametrize("captions", ["a dog", 3, ["a dog", None], {"en": "a dog"}])
+def test_captions_that_are_no_list_of_strings_are_refused(tmp_path, captions):
+    lines = [{"file_name": "a.png", "captions": ["a cat"]}, {"file_name": "b.png", "captions": captions}]
+    write_tree(tmp_path / "train", {"metadata.jsonl": "\n".join(map(json.dumps, lines)).encode()})
+    with pytest.raises(DataError, match="metadata.jsonl, line 2: captions: expected a list of strings, got .*"):
+        open_split(tmp_path, "train")
+
+
+def test_null_captions_are_none(tmp_path):
+    write_tree(tmp_path / "train", {"metadata.jsonl": b'{"file_name": "a.png", "captions": null}'})
+    assert open_split(tmp_path, "train").record(0) == {"file_name": "a.png"} and not has_captions(open_split(tmp_path, "train"))
 
 
 def test_worker_processes_read_a_zip(tmp_path):

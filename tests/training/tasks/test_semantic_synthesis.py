@@ -15,7 +15,7 @@ from training.priors.evaluate import PriorEvaluation, evaluate_prior, judge
 from training.priors.runs import FinishedPrior
 from training.tasks.masks import cell_classes, painted
 from training.tasks.semantic_synthesis import MASK, CellClassifier, SemanticSynthesis
-from vqkit.models import Segment
+from vqkit.models import ABSENT, Segment
 
 FORMAT = PictureFormat(12, "crop", 3, 3, (8, 5), (2, 1))
 
@@ -68,13 +68,71 @@ def test_data_without_masks_and_masks_of_other_classes_are_refused(masked, tmp_p
     plain = tmp_path / "plain" / "train"
     plain.mkdir(parents=True)
     Image.new("RGB", (12, 12)).save(plain / "a.png")
-    with pytest.raises(ValueError, match="train has no masks; expected a metadata.jsonl"):
+    with pytest.raises(ValueError, match="train has no masks that can be read; expected a metadata.jsonl"):
         SemanticSynthesis.learn(open_split(tmp_path / "plain", "train"))
     task = SemanticSynthesis(FORMAT, {"classes": 5})
-    with pytest.raises(ValueError, match="has no masks"):
+    with pytest.raises(ValueError, match="has no masks .*a.png: the data set gives it no mask"):
         task.rows(open_split(tmp_path / "plain", "train"))
     with pytest.raises(ValueError, match=r"a.png has a mask with class 5, expected 0 .. 4, the classes of training"):
         task.rows(open_split(masked, "test"))
+
+
+def test_what_is_wrong_with_a_mask_is_said(masked):
+    path, task = masked / "train" / "mask.png", SemanticSynthesis(FORMAT, {"classes": 5})
+    Image.new("L", (12, 30)).save(path)
+    lines = (masked / "train" / "metadata.jsonl").read_text().splitlines()
+    (masked / "train" / "metadata.jsonl").write_text(lines[1])
+    with pytest.raises(ValueError, match="train has no masks that can be read.*a.png: its mask has 12x30 pixels, which is another shape"):
+        task.rows(open_split(masked, "train"))
+    Image.new("RGB", (12, 12)).save(path)
+    colours = path.read_bytes()
+    Image.effect_noise((12, 12), 50).save(path)
+    for content, reason in ((colours, "expected one channel with the number of a class, got RGB"), (b"no picture", "UnidentifiedImageError"),
+                            (path.read_bytes()[:100], "OSError")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"train/a.png: its mask mask.png: ({reason})"):
+            SemanticSynthesis.learn(open_split(masked, "train"))
+    path.unlink()
+    with pytest.raises(ValueError, match="train/a.png: its mask mask.png: FileNotFoundError"):
+        SemanticSynthesis.learn(open_split(masked, "train"))
+
+
+def test_a_mask_of_a_picture_that_cannot_be_read_is_left_out(masked, caplog):
+    (masked / "train" / "c.png").write_bytes(b"no picture")
+    with (masked / "train" / "metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "c.png", "mask": "mask.png"}\n{"file_name": "b.png", "mask": null}')
+    rows = SemanticSynthesis(FORMAT, {"classes": 5}).rows(open_split(masked, "train"))
+    assert rows.pictures.tolist() == [1] and "left out 3 of 4 pictures" in caplog.text
+
+
+def test_255_is_no_class(masked):
+    mask = np.array((0, 255, 1), np.uint8).repeat(4)[:, None].repeat(12, 1)
+    # the cell has 7 pixels of 255 of 16, then half
+    mask[0, :4], mask[1, :3], mask[0:2, 4:8] = 255, 255, 255
+    Image.fromarray(mask).save(masked / "train" / "mask.png")
+    source = open_split(masked, "train")
+    assert SemanticSynthesis.learn(source) == {"classes": 2}
+    tokens = SemanticSynthesis(FORMAT, {"classes": 2}).rows(source).tokens[MASK][0]
+    assert tokens.tolist() == [0, 0, 0, ABSENT, ABSENT, ABSENT, 1, 1, 1]
+    shown = painted(tokens.view(3, 3), 2, 3)
+    assert (shown[:, 1] == 0).all() and (shown[:, [0, 2]].amax(0) > 0).all()
+    Image.fromarray(np.where(mask == 1, 255, mask)).save(masked / "train" / "mask.png")
+    with pytest.raises(ValueError, match="have the one class 0, expected at least two; 255 is no class"):
+        SemanticSynthesis.learn(source)
+    Image.fromarray(np.full_like(mask, 255)).save(masked / "train" / "mask.png")
+    with pytest.raises(ValueError, match="have no class in any cell, only 255"):
+        SemanticSynthesis(FORMAT, {"classes": 2}).rows(source)
+
+
+def test_cells_without_a_class_are_in_no_accuracy(prior_of, untrained_run, monkeypatch):
+    """A split of which one cell of every picture is labelled is judged by these alone."""
+    run = FinishedPrior.open(prior_of("semantic-synthesis", untrained_run))
+    judged, task = judge(run, PriorEvaluation(run.folder, pictures=4)), run.task()
+    masks = judged.examples.rows.tokens[MASK]
+    masks[:, 1:] = ABSENT
+    monkeypatch.setattr(CellClassifier, "classes", lambda self, pictures: masks.clamp(min=0))
+    found = task.measure(judged)
+    assert found["cell_accuracy"] == found["cell_accuracy_reconstructed"] == 1
 
 
 def test_a_painted_mask_has_a_colour_for_each_class():
