@@ -1,4 +1,4 @@
-"""``python -m benchmarks.training``: the training loop's step of every small recipe, against the same model quantised in plain PyTorch.
+"""``python -m benchmarks.training``: the training loop's step of every small recipe without masks, against the same model in plain PyTorch.
 
 Contenders take turns step by step. Writes what was measured to benchmarks/results, complete after every recipe: steps, memory, what
 quantisation takes of a step, the share of time spent waiting for data, and what else was tried to make a step faster.
@@ -48,7 +48,8 @@ class Measurement:
         names = contenders(self.recipe, self.device.type)
         steps = self._turns(names, self.results.steps)
         if OURS in steps:
-            self._quantisation(steps)
+            if steps[OURS].run.model.quantizer is not None:
+                self._quantisation(steps)
             self._loading()
         if self.recipe in OPTIONS_TRIED_ON:
             left_out = self.device.type == "cpu" and self.recipe not in _COMPILED_OPTIONS_ON_CPU

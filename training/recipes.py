@@ -96,10 +96,16 @@ RECIPES = {
         model=VQGANConfig(**_SMALL, **_HALVES, quantize=False))),
     "vqgan-f16": Recipe("vqgan", "VQ-GAN as published: f16 at 256x256, 1,024 codes of 256; a GPU and days", VQGANSettings(
         model=VQGANConfig(**_PAPER, codebook_size=1024), **_PAPER_TRAINING)),
+    "vqvae-f16": Recipe("vqgan", "LG-VQ's VQ-VAE, our reading: the f16 VQ-GAN by mean squared error alone; a GPU and days", VQGANSettings(
+        model=VQGANConfig(**_PAPER, codebook_size=1024),
+        **{**_PAPER_TRAINING, "pixel_loss": "l2", "structural_weight": 0.0, "disc_weight": 0.0})),
     "vqct-f16": Recipe("vqct", "VQCT as published: f16 at 256x256, 1,949 adjectives and 4,258 nouns; a GPU and days", VQCTSettings(
         model=VQCTConfig(**_PAPER), adjectives=1949, nouns=4258, **_PAPER_TRAINING)),
     "cvq-f16": Recipe("vqgan", "CVQ on the published f16 VQ-GAN; a GPU and days", VQGANSettings(
         model=VQGANConfig(**_PAPER, codebook_size=1024, codebook="anchored"), **_PAPER_TRAINING)),
+    # What was published of RAQ is the model and its optimiser: pictures, batch and steps are this package's own.
+    "raq-f4": Recipe("raq", "RAQ's published VQ-VAE, f4, 128 channels, 16 to 2,048 codes of 64; pictures, batch and steps are ours", RAQSettings(
+        model=RAQConfig(), pixel_loss="l2", disc_weight=0.0, **_RAQ_TRAINING)),
     "rqvae-f32": Recipe("rqvae", "RQ-VAE's published 8x8x4 codes of 256x256 pictures, f32, one codebook of 16,384; a GPU and days", RQVAESettings(
         model=RQVAEConfig(), **_PAPER_TRAINING)),
     "vit-vqgan-small": Recipe("vit-vqgan", "ViT-VQGAN small as published: 8 layers, f8 at 256x256, 8,192 codes of 32; GPUs and days", ViTVQGANSettings(
@@ -122,14 +128,16 @@ RECIPES |= {
     "cvq+lg": _guided(RECIPES["cvq"], "the same small CVQ with codes guided by captions (LG-VQ)"),
     "vqct+lg": _guided(RECIPES["vqct"], "the same small VQCT with codes guided by captions (LG-VQ)"),
     "vqct-vlt": _guided(RECIPES["vqct"], "VQCT-VLT: the same small VQCT with a decoder that reads captions off its codes", "translation"),
-}
+    "vqct-vlt-f16": _guided(RECIPES["vqct-f16"], "VQCT-VLT on VQCT as published, with our decoder of captions; a GPU and days", "translation"),
+} | {f"{name}-f16+lg": _guided(RECIPES[f"{name}-f16"], f"LG-VQ as published on {name}-f16; the paper's CLIP by --lg.text-encoder; a GPU and days")
+     for name in ("vqvae", "vqgan", "cvq", "vqct")}
 
 
 def find_recipe(name: str) -> Recipe:
     """The recipe of this name. Raises ValueError naming the known ones."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = difflib.get_close_matches(name, RECIPES, n=3)
+        hint = f"; did you mean {' or '.join(f'{known!r}?' for known in near)}" if near else ""
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}{hint}")
     return RECIPES[name]
 

@@ -65,7 +65,7 @@ class Run:
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.reconstruction = ReconstructionLoss(settings.pixel_loss, settings.structural_weight if settings.lpips_weights is None else 0.0)
         self.lpips = LPIPS(settings.lpips_weights).to(device) if settings.lpips_weights else None
-        kind = "hinge" if settings.discriminator == "patch" else "non_saturating"
+        kind = settings.disc_loss or {"patch": "hinge", "style": "non_saturating"}[settings.discriminator]
         self.adversarial = AdversarialLoss(kind, settings.disc_weight, settings.disc_start, settings.disc_adaptive)
         self.discriminator = create_discriminator(settings).to(device)
         self._check_discriminator()

@@ -96,7 +96,9 @@ class TokenizerSettings(AdamSettings):
     disc_adaptive: bool = True
     """Balance the adversarial term's gradient against the reconstruction's; False: its weight is fixed."""
     discriminator: Literal["patch", "style"] = "patch"
-    """VQ-GAN's PatchGAN with hinge losses, or StyleGAN2's with non-saturating ones, for pictures of a power of two."""
+    """VQ-GAN's PatchGAN, or StyleGAN2's, for pictures of a power of two."""
+    disc_loss: Literal["hinge", "non_saturating"] | None = None
+    """Of both sides of adversarial training. Default: the discriminator's own paper's, hinge for "patch", non-saturating for "style"."""
     r1_weight: float = 0.0
     """Of the squared gradient of the discriminator at real pictures; 10 is usual with "style"."""
     disc_channels: int = 32

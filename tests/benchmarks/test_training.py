@@ -41,7 +41,11 @@ def outcome(model, images):
     return output, gradients
 
 
-@pytest.mark.parametrize("recipe, dense", [*((name, False) for name in SMALL if "+" not in name), ("vqct", True)])
+# Guided recipes have the models of the plain ones.
+NAIVE = [name for name in SMALL if "naive quantizer" in contenders(name, "cpu") and not RECIPES[name].settings.guidance]
+
+
+@pytest.mark.parametrize("recipe, dense", [*((name, False) for name in NAIVE), ("vqct", True)])
 def test_the_naive_model_computes_the_same(recipe, dense):
     ours = build(recipe)
     theirs = copy.deepcopy(ours)
@@ -93,9 +97,27 @@ def test_steps_train_the_same_model(contender):
 
 
 def test_who_is_timed():
+    # raq-f4 is small in its pictures only.
+    small = {name for name, recipe in RECIPES.items() if recipe.settings.resolution <= 64}
+    assert small - {*SMALL} == {"sgc-vqgan", "raq-f4"} and {*SMALL} < small
     assert contenders("vqvae", "cpu") == ["vqkit", "naive quantizer"]
     assert contenders("vqct", "cpu") == ["vqkit", "naive quantizer", "naive quantizer, dense adjacency", "torch.compile(naive quantizer)"]
     assert contenders("vqvae", "cuda") == contenders("vqgan", "cpu") and len(contenders("vqct", "cuda")) == 5
+    assert contenders("rqvae", "cpu") == contenders("autoencoder", "cpu") == ["vqkit"]
+    assert contenders("rqvae", "cuda") == ["vqkit", "torch.compile(vqkit)"]
+
+
+@pytest.mark.parametrize("recipe, changes", [("rqvae", {"codebook_size": 9}), ("autoencoder", {})])
+def test_a_recipe_without_a_naive_contender_is_measured(recipe, changes, tmp_path, monkeypatch):
+    settings = RECIPES[recipe].settings
+    model = dataclasses.replace(settings.model, channels=8, latent_dim=8, code_dim=4, **changes)
+    settings = dataclasses.replace(settings, model=model, batch_size=2, resolution=16)
+    monkeypatch.setitem(RECIPES, recipe, dataclasses.replace(RECIPES[recipe], settings=settings))
+    training.main(["--device", "cpu", "--only", recipe, "--no-compile", "--seconds", "0.01", "--out", str(tmp_path)])
+    found = json.loads(next(tmp_path.glob("training-*-only.json")).read_text())
+    assert [(row["contender"], row["reason"]) for row in found["steps"]] == [("vqkit", None)] and found["loading"]
+    # What quantises nothing has no share in the step.
+    assert [row["naive"] for row in found["quantisation"]] == ([None] if recipe == "rqvae" else [])
 
 
 @pytest.mark.parametrize("recipe, computed, changes", [("vqvae", False, {}), ("simvq", True, {}), ("raq", True, {"rates": (3, 9)})])

@@ -122,6 +122,22 @@ def test_the_discriminator_joins_at_its_step(tiny):
     assert all(line["adaptive_weight"] > 0 for line in log[4:])
 
 
+@pytest.mark.parametrize("discriminator, own", [("patch", "hinge"), ("style", "non_saturating")])
+def test_the_adversarial_loss_is_the_discriminators_own_unless_asked(tiny, discriminator, own):
+    (other,) = {"hinge", "non_saturating"} - {own}
+
+    def first(**settings):
+        changes = {"discriminator": discriminator, "disc_start": 0, "steps": 1, "log_every": 1} | settings
+        return read_log(train("vqgan", tiny(folder=settings.get("disc_loss", "default"), **changes)) / "log.jsonl")[0]
+
+    default, same, changed = first(), first(disc_loss=own), first(disc_loss=other)
+    assert (default["generator"], default["discriminator"]) == (same["generator"], same["discriminator"])
+    assert changed["generator"] != default["generator"] and changed["discriminator"] != default["discriminator"]
+    # softplus is positive; the hinge's is minus the mean logit, here of the same fresh networks.
+    non_saturating = default if own == "non_saturating" else changed
+    assert non_saturating["generator"] > 0 and default["l1"] == changed["l1"]
+
+
 def test_the_average_follows_the_weights(tiny):
     kept = state(train("vqgan", tiny(ema_decay=0.0)))
     for name in (name for name in kept if name.startswith("model/")):

@@ -21,9 +21,10 @@ from vqkit.metrics.synsets import open_wordnet
 from vqkit.metrics.usage import CodebookUsage, count_codes
 from vqkit.metrics.vqa import answer_accuracy, normalize_answer, soft_accuracy
 from vqkit.metrics.wups import wups
+from vqkit.objectives import LPIPS
 
 __all__ = [
-    "Bleu", "CodebookUsage", "FeatureStatistics", "Features", "InceptionFeatures", "Manifold", "PictureFeatures", "PictureSet", "Scores",
+    "LPIPS", "Bleu", "CodebookUsage", "FeatureStatistics", "Features", "InceptionFeatures", "Manifold", "PictureFeatures", "PictureSet", "Scores",
     "answer_accuracy", "bleu", "box_iou", "caption_scores", "caption_tokens", "choose_words", "cider_d", "compare_pictures", "count_codes",
     "frechet_distance", "gaussian_distance", "grounding_accuracy", "inception_score", "kernel_distance", "median_rank", "meteor",
     "normalize_answer", "open_wordnet", "precision_recall", "psnr", "recall_at", "retrieval_ranks", "retrieval_recall", "rouge_l",

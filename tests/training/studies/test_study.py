@@ -117,6 +117,11 @@ def test_what_does_not_fit_is_said_before_anything_is_written(pictures, tmp_path
         make_study(study(out=tmp_path / "other"))
 
     for split in ("train", "val", "test"):
+        blank = [json.dumps({"file_name": f"{number:02d}.png", "captions": [" "]}) for number in range(20)]
+        (pictures / split / "metadata.jsonl").write_text("\n".join(blank))
+    with pytest.raises(ValueError, match=r"has no captions, which vqgan\+lg need; name the others with --only"):
+        make_study(study(out=tmp_path / "mute", only=("vqgan", "vqgan+lg")))
+    for split in ("train", "val", "test"):
         (pictures / split / "metadata.jsonl").unlink()
     with pytest.raises(ValueError, match=r"has no captions, which vqgan\+lg need; name the others with --only"):
         make_study(study(out=tmp_path / "mute", only=("vqgan", "vqgan+lg")))
