@@ -65,7 +65,7 @@ def test_tokenizers_are_compared_and_nothing_is_done_twice(tokenizers, pictures,
     assert "## captioning" in text and "## retrieval" in text and "## vqa" not in text
     assert "| captions of VQCT's codes score above those of VQ-GAN's | BLEU-4 | vqct" in text and "vqgan+lg" not in text
     page = (wanted.out / "report.html").read_text()
-    assert page.count("<figure>") == 6 and "<h2>Claims</h2>" in page
+    assert page.count("<figure class=\"gallery\">") == 6 and "<h2>Claims</h2>" in page
 
     before = {path: path.stat().st_mtime_ns for path in wanted.out.rglob("*") if path.suffix in (".safetensors", ".png") or path.name == "row.json"}
     capsys.readouterr()
