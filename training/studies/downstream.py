@@ -197,8 +197,12 @@ def _galleries(folders: list[Path]) -> list[str]:
     sections = []
     for task in task_names():
         drawn = [(folder.name, folder / f"{task}.png") for folder in folders if (folder / f"{task}.png").is_file()]
-        figures = "".join(f'<figure class="gallery"><img src="{embedded(torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1))}" '
-                          f'alt="{html.escape(name)}"><figcaption>{html.escape(name)}</figcaption></figure>' for name, path in drawn)
+        figures = "".join(_figure(name, path) for name, path in drawn)
         if figures:
             sections.append(f"<h2>{task}</h2><div class='side'>{figures}</div>")
     return sections
+
+
+def _figure(name: str, path: Path) -> str:
+    picture = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+    return f'<figure class="gallery"><img src="{embedded(picture)}" alt="{html.escape(name)}"><figcaption>{html.escape(name)}</figcaption></figure>'
