@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.spelling import did_you_mean
 from training.tokenizer_settings import (
     ADQSettings,
     MaskSettings,
@@ -136,9 +136,7 @@ RECIPES |= {
 def find_recipe(name: str) -> Recipe:
     """The recipe of this name. Raises ValueError naming the known ones."""
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=3)
-        hint = f"; did you mean {' or '.join(f'{known!r}?' for known in near)}" if near else ""
-        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}{hint}")
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}{did_you_mean(name, RECIPES)}")
     return RECIPES[name]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal
 import tyro
 
 from training.optimization import AdamSettings
+from training.spelling import did_you_mean
 from vqkit.models import DiffusionPriorConfig, MaskedPriorConfig, PriorConfig
 
 
@@ -124,9 +124,7 @@ PRIOR_RECIPES = {
 def find_prior_recipe(name: str) -> PriorRecipe:
     """The recipe of this name. Raises ValueError naming the known ones."""
     if name not in PRIOR_RECIPES:
-        near = difflib.get_close_matches(name, PRIOR_RECIPES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"recipe: expected one of {', '.join(PRIOR_RECIPES)}, got {name!r}{hint}")
+        raise ValueError(f"recipe: expected one of {', '.join(PRIOR_RECIPES)}, got {name!r}{did_you_mean(name, PRIOR_RECIPES)}")
     return PRIOR_RECIPES[name]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import html
 import json
 import re
@@ -22,6 +21,7 @@ from training.evaluate import MEAN_COLOR, Evaluation, evaluate
 from training.recipes import TokenizerSettings, changed_setting, to_json, with_defaults
 from training.report import show, write_page
 from training.runs import FinishedRun
+from training.spelling import did_you_mean
 from training.studies.candidates import STUDIES, Candidate
 from training.studies.claims import claims_html, claims_table, judge
 from training.studies.measures import tables, tables_html
@@ -69,7 +69,7 @@ class Study:
 
     def __post_init__(self):
         if self.name not in STUDIES:
-            raise ValueError(f"study: expected one of {', '.join(STUDIES)}, got {self.name!r}{_nearest(self.name, STUDIES)}")
+            raise ValueError(f"study: expected one of {', '.join(STUDIES)}, got {self.name!r}{did_you_mean(self.name, STUDIES)}")
         if not self.seeds:
             raise ValueError("seeds: expected at least one, got none")
         if len(set(self.seeds)) < len(self.seeds):
@@ -79,7 +79,7 @@ class Study:
         known = [candidate.label for candidate in STUDIES[self.name].candidates]
         for label in self.only:
             if label not in known:
-                raise ValueError(f"only: expected some of {', '.join(known)}, got {label!r}{_nearest(label, known)}")
+                raise ValueError(f"only: expected some of {', '.join(known)}, got {label!r}{did_you_mean(label, known)}")
 
     @property
     def candidates(self) -> list[Candidate]:
@@ -100,11 +100,6 @@ class Study:
         # A discriminator that starts after the last step takes no part, and so may be one that cannot see so small pictures.
         changes |= {"disc_weight": 0.0} if settings.disc_start >= changes["steps"] else {}
         return dataclasses.replace(settings, **changes)
-
-
-def _nearest(name: str, known) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def make_study(wanted: Study) -> Path:

@@ -1,8 +1,8 @@
 """Downstream tasks by name. A new one is its file and one line here."""
 
-import difflib
 import importlib
 
+from training.spelling import did_you_mean
 from training.tasks.task import Task
 
 _TASKS = {
@@ -29,8 +29,6 @@ def task_names() -> list[str]:
 def find_task(name: str) -> type[Task]:
     """The task of this name. Raises ValueError naming the known ones."""
     if name not in _TASKS:
-        near = difflib.get_close_matches(name, _TASKS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"task: expected one of {', '.join(_TASKS)}, got {name!r}{hint}")
+        raise ValueError(f"task: expected one of {', '.join(_TASKS)}, got {name!r}{did_you_mean(name, _TASKS)}")
     module, _, attribute = _TASKS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 from torch import Tensor
 
 from training.data.sources import Source
+from training.spelling import did_you_mean
 
 
 def learn_classes(source: Source) -> dict:
@@ -49,9 +48,7 @@ def label_rows(source: Source, classes: list[str]) -> tuple[Tensor, Tensor]:
 def find_class(name: str, classes: list[str]) -> int:
     """The number of a class by its name. Raises ValueError naming the known ones."""
     if name not in classes:
-        near = difflib.get_close_matches(name, classes, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"prompt: expected one of the classes {_listed(classes)}, got {name!r}{hint}")
+        raise ValueError(f"prompt: expected one of the classes {_listed(classes)}, got {name!r}{did_you_mean(name, classes)}")
     return classes.index(name)
 
 
