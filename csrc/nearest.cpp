@@ -36,24 +36,35 @@ constexpr std::int64_t direct_rows = 4;
 // rows below which looking for duplicate codes costs more than scoring the duplicates
 constexpr std::int64_t few_rows = 16;
 
+// The tile for any values and, where there is one, a faster for those that are bfloat16.
 template <class T>
-const Tile<T>& choose_tile() {
-  switch (choose_isa()) {
-#ifdef VQKIT_X86
-    case Isa::avx512:
-      return tile_avx512<T>();
-    case Isa::avx2:
-      return tile_avx2<T>();
+struct Tiles {
+  const Tile<T>* any;
+  const Tile<T>* bfloat16;
+};
+
+template <class T>
+Tiles<T> choose_tiles() {
+  const Isa isa = choose_isa();
+#ifdef VQKIT_AMX
+  if constexpr (sizeof(T) == 4)
+    if (isa == Isa::amx) return {&tile_amx(), &tile_amx_bfloat16()};
 #endif
-    default:
-      return tile_portable<T>();
-  }
+#ifdef VQKIT_BF16
+  if constexpr (sizeof(T) == 4)
+    if (isa == Isa::avx512 && multiplies_bfloat16()) return {&tile_avx512<T>(), &tile_avx512bf16()};
+#endif
+#ifdef VQKIT_X86
+  if (isa == Isa::avx512 || isa == Isa::amx) return {&tile_avx512<T>(), nullptr};
+  if (isa == Isa::avx2) return {&tile_avx2<T>(), nullptr};
+#endif
+  return {&tile_portable<T>(), nullptr};
 }
 
-// Pairs of bfloat16 are twice as fast but cannot be moved to a centre: they serve where that would hardly make the codes shorter.
+// What is held as bfloat16 cannot be moved to a centre: it serves where that would hardly make the codes shorter.
 template <class T>
-bool pairs_serve(const NearestProblem<T>& p, const std::vector<T>& centre) {
-  if (!p.bfloat16 || !multiplies_bfloat16()) return false;
+bool bfloat16_serves(const NearestProblem<T>& p, const std::vector<T>& centre) {
+  if (!p.bfloat16) return false;
   double moved = 0.0, whole = 0.0;
   const std::int64_t step = (p.code_count + 63) / 64;
   for (std::int64_t c = 0; c < p.code_count; c += step)
@@ -76,7 +87,7 @@ class Search {
         tile(tile),
         keep(problem.exact ? problem.ranks + 2 : problem.ranks),
         threads(problem.threads),
-        bounds(problem, tile.pairs),
+        bounds(problem, tile.held),
         operands(problem, tile, bounds, std::move(centre)),
         exact(problem, tile),
         scan(problem, tile, operands, threads) {}
@@ -237,20 +248,15 @@ class Search {
 };
 
 template <class T>
-void search(const NearestProblem<T>& p, const Tile<T>& tile) {
+void search(NearestProblem<T> p, const Tiles<T>& tiles) {
   std::vector<T> origin(p.dim, T(0));
-  if (p.cosine || p.rows <= direct_rows) return Search<T>(p, tile, std::move(origin)).run();
-  std::vector<T> centre = sampled_centre(p);
-#ifdef VQKIT_BF16
-  if constexpr (sizeof(T) == 4)
-    if (pairs_serve(p, centre)) {
-      // what is proved is fast as well
-      NearestProblem<T> proved = p;
-      proved.exact = true;
-      return Search<T>(proved, tile_avx512bf16<T>(), std::move(origin)).run();
-    }
-#endif
-  Search<T>(p, tile, std::move(centre)).run();
+  const bool at_origin = p.cosine || p.rows <= direct_rows;
+  std::vector<T> centre = at_origin ? origin : sampled_centre(p);
+  const bool bfloat16 = !at_origin && tiles.bfloat16 != nullptr && bfloat16_serves(p, centre);
+  const Tile<T>& tile = bfloat16 ? *tiles.bfloat16 : *tiles.any;
+  // scores of bfloat16 are not of T's precision, and what is proved is fast as well
+  if (tile.held != Held::whole) p.exact = true;
+  Search<T>(p, tile, bfloat16 ? std::move(origin) : std::move(centre)).run();
 }
 
 }  // namespace
@@ -258,7 +264,7 @@ void search(const NearestProblem<T>& p, const Tile<T>& tile) {
 template <class T>
 void nearest_codes(const NearestProblem<T>& problem, std::int64_t heads) {
   // chosen here: what it throws must not leave a thread
-  const Tile<T>& tile = choose_tile<T>();
+  const Tiles<T> tiles = choose_tiles<T>();
   const double work = double(heads) * double(problem.rows + 8) * double(problem.code_count) * double(problem.dim);
   const int threads = work < small_work ? 1 : std::max(problem.threads, 1);
   // a head for each thread needs no barriers, if it leaves none of them idle for long
@@ -270,7 +276,7 @@ void nearest_codes(const NearestProblem<T>& problem, std::int64_t heads) {
     one.codes += head * problem.code_count * problem.dim;
     one.distances += head * problem.rows * problem.ranks;
     one.indices += head * problem.rows * problem.ranks;
-    search(one, tile);
+    search(one, tiles);
   };
   // Two loops and no if clause: inside a region of one thread, too, a further region would start threads of its own, while those of
   // the pool, which just served others, still wait for work and keep the processors.

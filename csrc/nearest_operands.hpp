@@ -56,8 +56,8 @@ class Operands {
 template <class T>
 template <class RowAt>
 void Operands<T>::pack_tile(RowAt row_at, int number, T* to) const {
-  const T* sources[16];
-  double scale[16] = {};
+  const T* sources[32];
+  double scale[32] = {};
   const int height = tile.rows_for(number);
   for (int i = 0; i < height; ++i) {
     // rows that are not scored, and those that fill the tile, are zero: their scores could overflow

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <new>
 
 #include "nearest_operands.hpp"
 #include "nearest_tile.hpp"
@@ -30,6 +31,7 @@ class Scan {
   Scan(const NearestProblem<T>& problem, const Tile<T>& tile, Operands<T>& operands, int threads)
       : p(problem), tile(tile), operands(operands), threads(threads) {
     const std::int64_t code_bytes = (tile.places(p.dim) + 2) * std::int64_t(sizeof(T));
+    const std::int64_t part_codes = tile.rows > few_rows ? 1024 : 256;
     part = std::max<std::int64_t>(std::min(part_codes, part_bytes / code_bytes) / tile.panel, 1);
     const std::int64_t parts = std::max<std::int64_t>(block_bytes / (part * tile.panel * code_bytes), 1);
     panel_count = round_up(p.code_count, tile.panel) / tile.panel;
@@ -45,8 +47,8 @@ class Scan {
   template <class Measure, class Visit, class Settle>
   void run(const std::int32_t* ids, std::int64_t number, Measure measure, Visit visit, Settle settle) {
     if (packed == nullptr) {
-      packed.reset(new T[block * operands.panel_size()]);
-      groups.reset(new T[threads * group_size]);
+      packed = aligned(block * operands.panel_size());
+      groups = aligned(threads * group_size);
     }
     const std::int64_t even = round_up((number + 4 * threads - 1) / (4 * threads), tile.rows);
     const std::int64_t group = std::min(group_limit, threads > 1 ? even : group_limit);
@@ -83,10 +85,19 @@ class Scan {
   // packed codes that all threads share, and the part of them that stays in a core's cache while rows pass over it
   static constexpr std::int64_t block_bytes = 5 << 18;
   static constexpr std::int64_t part_bytes = 1 << 18;
-  static constexpr std::int64_t part_codes = 256;
+  // rows of a tile above which codes are read so seldom that they may as well come from the second cache
+  static constexpr std::int64_t few_rows = 16;
   // a thread's packed rows
   static constexpr std::int64_t group_bytes = 1 << 17;
   static constexpr std::int64_t group_rows = 96;
+
+  // panels and tiles start at a cache line
+  static constexpr std::align_val_t line{64};
+  struct Release {
+    void operator()(T* numbers) const { ::operator delete[](numbers, line); }
+  };
+  using Aligned = std::unique_ptr<T[], Release>;
+  static Aligned aligned(std::int64_t count) { return Aligned(static_cast<T*>(::operator new[](count * sizeof(T), line))); }
 
   template <class RowAt, class Visit>
   void score_group(RowAt row_at, std::int64_t number, std::int64_t start, std::int64_t panels, T* rows, Visit& visit) {
@@ -104,7 +115,7 @@ class Scan {
         const Visitor<T> visitor{&forward, [](void* context, int row, const T* scores, std::uint32_t bits, std::int32_t first) {
                                    return (*static_cast<Forward*>(context))(row, scores, bits, first);
                                  }};
-        tile.score(tile.rows_for(height(r)), rows + t * size, &packed[i * operands.panel_size()], here, tile.places(p.dim),
+        tile.score(tile.rows_for(height(r)), rows + t * size, &packed[i * operands.panel_size()], here, p.dim,
                    std::int32_t((start + i) * tile.panel), p.ranks, visitor);
       }
     }
@@ -115,7 +126,7 @@ class Scan {
   Operands<T>& operands;
   const int threads;
   std::int64_t panel_count, part, block, group_limit, group_size, packed_start = -1;
-  std::unique_ptr<T[]> packed, groups;
+  Aligned packed, groups;
 };
 
 }  // namespace vqkit

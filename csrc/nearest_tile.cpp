@@ -1,12 +1,11 @@
 #include "nearest_tile.hpp"
 
+#include "nearest_double.hpp"
+#include "nearest_visit.hpp"
 #include "vector.hpp"
 
 namespace vqkit {
 namespace {
-
-template <class T>
-constexpr int panel_width = 2 * Vector<T>::lanes;
 
 #ifdef __AVX512BF16__
 constexpr bool pairs = true;
@@ -25,6 +24,7 @@ inline __attribute__((always_inline)) auto multiply_add(typename Vector<T>::type
 #endif
 }
 
+// A tile holds, for every four places, four of the first row, four of the second and so on; a panel a row of codes for every place.
 // Fills `scores`, ROWS rows of a panel's width, and returns true if one is above its row's limit.
 template <class T, int ROWS>
 inline __attribute__((always_inline)) bool score_tile(const T* tile, const T* panel, std::int64_t places, T* scores) {
@@ -77,37 +77,9 @@ inline __attribute__((always_inline)) bool score_tile(const T* tile, const T* pa
   return true;
 }
 
-// A limit that at least `count` of the values reach, if there are so many.
-template <class T>
-T largest_but(typename Vector<T>::type values, int count) {
-  using V = Vector<T>;
-  T largest = V::largest(values);
-  for (int i = 1; i < count; ++i) {
-    values = V::without(values, V::broadcast(largest));
-    largest = V::largest(values);
-  }
-  return largest;
-}
-
 template <class T>
 __attribute__((noinline)) void visit_rows(int rows, const T* scores, T* limits, std::int32_t first, int ranks, const Visitor<T>& visitor) {
-  using V = Vector<T>;
-  for (int r = 0; r < rows; ++r, scores += panel_width<T>) {
-    const auto low = V::load(scores), high = V::load(scores + V::lanes);
-    auto limit = V::broadcast(limits[r]);
-    std::uint32_t bits = V::above(low, limit) | V::above(high, limit) << V::lanes;
-    if (bits == 0) continue;
-    if (limits[r] == -T(__builtin_inf())) {
-      // the first scores: the best of the lanes make a limit that spares most of the others
-      limit = V::broadcast(largest_but<T>(V::max(low, high), ranks));
-      const std::uint32_t best = bits & (V::at_least(low, limit) | V::at_least(high, limit) << V::lanes);
-      limits[r] = visitor.visit(visitor.context, r, scores, best, first);
-      limit = V::broadcast(limits[r]);
-      bits &= ~best & (V::above(low, limit) | V::above(high, limit) << V::lanes);
-      if (bits == 0) continue;
-    }
-    limits[r] = visitor.visit(visitor.context, r, scores, bits, first);
-  }
+  for (int r = 0; r < rows; ++r) visit_row(r, scores + r * panel_width<T>, limits[r], first, ranks, visitor);
 }
 
 template <class T, int ROWS>
@@ -124,13 +96,15 @@ int rows_for(int r) {
   return tile_rows >= 8 && r <= 8 ? 8 : tile_rows;
 }
 
+std::int64_t places(std::int64_t dim) { return pairs ? (dim + 1) / 2 : dim; }
+
 template <class T>
-void score(int r, T* tile, const T* panels, std::int64_t panel_count, std::int64_t places, std::int32_t first, int ranks,
+void score(int r, T* tile, const T* panels, std::int64_t panel_count, std::int64_t dim, std::int32_t first, int ranks,
            const Visitor<T>& visitor) {
   constexpr int middle = tile_rows >= 8 ? 8 : tile_rows;
   const auto by = r == 1 ? score_panels<T, 1> : r == 2 ? score_panels<T, 2> : r == 4 ? score_panels<T, 4>
                 : r == middle ? score_panels<T, middle> : score_panels<T, tile_rows>;
-  by(tile, panels, panel_count, places, first, ranks, visitor);
+  by(tile, panels, panel_count, places(dim), first, ranks, visitor);
 }
 
 template <class T>
@@ -229,63 +203,25 @@ void pack_codes(const T* const* codes, const T* centre, const double* factors, s
     for (int j = 0; j < width; ++j) places[d / step * width + j] = Quad<T>::read_one(codes[j], centre, factor(j), d, dim);
 }
 
-// the same eight lanes on every instruction set; the compiler splits them into what registers there are
-typedef double Eight __attribute__((vector_size(64)));
-
 template <class T>
-inline __attribute__((always_inline)) void widen(const T* from, Eight& to) {
-#ifdef __AVX512F__
-  // GCC 12 would convert the halves and join them
-  if constexpr (sizeof(T) == 4) {
-    to = (Eight)_mm512_cvtps_pd(_mm256_loadu_ps(from));
-    return;
-  }
-#endif
-  typedef T Narrow __attribute__((vector_size(8 * sizeof(T))));
-  Narrow lanes;
-  std::memcpy(&lanes, from, sizeof lanes);
-  to = __builtin_convertvector(lanes, Eight);
-}
-
-template <class T, class Term>
-inline __attribute__((always_inline)) double eight_sums(const T* a, const T* b, std::int64_t dim, Term term) {
-  Eight sums = {};
-  std::int64_t d = 0;
-  for (; d + 8 <= dim; d += 8) {
-    Eight left, right;
-    widen(a + d, left);
-    widen(b + d, right);
-    sums += term(left, right);
-  }
-  for (int i = 0; d < dim; ++d, ++i) sums[i] += term(double(a[d]), double(b[d]));
-  return ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-}
-
-template <class T>
-double squared_distance(const T* a, const T* b, std::int64_t dim) {
-  return eight_sums(a, b, dim, [](auto left, auto right) __attribute__((always_inline)) { return (left - right) * (left - right); });
-}
-
-template <class T>
-double dot(const T* a, const T* b, std::int64_t dim) {
-  return eight_sums(a, b, dim, [](auto left, auto right) __attribute__((always_inline)) { return left * right; });
-}
-
-template <class T>
-constexpr Tile<T> tile = {tile_rows, panel_width<T>, pairs, rows_for, score<T>, pack_rows<T>, pack_codes<T>, squared_distance<T>, dot<T>};
+constexpr Tile<T> tile = {
+    tile_rows, panel_width<T>, pairs ? Held::bfloat16 : Held::whole, places, rows_for, score<T>, pack_rows<T>, pack_codes<T>,
+    squared_distance<T>, dot<T>};
 
 }  // namespace
 
 #define VQKIT_JOIN(a, b) a##b
 #define VQKIT_NAME(isa) VQKIT_JOIN(tile_, isa)
 
+#ifdef __AVX512BF16__
+const Tile<float>& VQKIT_NAME(VQKIT_TILE)() { return tile<float>; }
+#else
 template <class T>
 const Tile<T>& VQKIT_NAME(VQKIT_TILE)() {
   return tile<T>;
 }
 
 template const Tile<float>& VQKIT_NAME(VQKIT_TILE)<float>();
-#ifndef __AVX512BF16__
 template const Tile<double>& VQKIT_NAME(VQKIT_TILE)<double>();
 #endif
 

@@ -1,4 +1,4 @@
-// The inner loops of the nearest-code search, compiled once for each instruction set (nearest_tile.cpp).
+// The inner loops of the nearest-code search, compiled once for each instruction set (nearest_tile.cpp, nearest_tile_amx.cpp).
 #pragma once
 
 #include <cstdint>
@@ -13,17 +13,21 @@ struct Visitor {
   T (*visit)(void* context, int row, const T* scores, std::uint32_t bits, std::int32_t first);
 };
 
-// Codes lie in panels of `panel` columns: a row of starts, a row of norms, then `dim` rows of coordinates.
-// Rows (latents) lie in tiles of r <= `rows` rows: r slacks, r limits, then for every four coordinates r times those four.
+// How the coordinates of a tile are held: as they are; as bfloat16, which all of them are, moved to no centre and not scaled; as a
+// bfloat16 and another of what that leaves.
+enum class Held { whole, bfloat16, split };
+
+// Codes lie in panels of `panel` columns: a row of starts, a row of norms, then their coordinates.
+// Rows (latents) lie in tiles of r <= `rows` rows: r slacks, r limits, then their coordinates.
 // Starts, norms and slacks make a score an upper bound of the exact one; see nearest_bounds.hpp.
-// A tile of pairs takes values that bfloat16 holds, two of them in the place of one coordinate, and has neither centre nor factors.
 template <class T>
 struct Tile {
   int rows;
   int panel;
-  bool pairs;
+  Held held;
 
-  std::int64_t places(std::int64_t dim) const { return pairs ? (dim + 1) / 2 : dim; }
+  // Of how many T the place is that `dim` coordinates take.
+  std::int64_t (*places)(std::int64_t dim);
 
   // Rows of the smallest tile that is compiled and holds r rows, 1 <= r <= rows.
   int (*rows_for)(int r);
@@ -31,7 +35,7 @@ struct Tile {
   // score = start_j + slack_i norm_j + x_i . c_j of r = rows_for(r) rows and every code of the panels, of which the first is
   // number `first`. Those above a row's limit are visited, panels in ascending order; limits in the tile are kept up to date.
   // While a row's limit is -inf, those that may be among a panel's `ranks` largest come first, the others after them.
-  void (*score)(int r, T* tile, const T* panels, std::int64_t panel_count, std::int64_t places, std::int32_t first, int ranks,
+  void (*score)(int r, T* tile, const T* panels, std::int64_t panel_count, std::int64_t dim, std::int32_t first, int ranks,
                 const Visitor<T>& visitor);
 
   // Copies r rows into the coordinates of a tile of r rows, and `panel` codes into those of a panel: times their factors, or less
@@ -50,8 +54,9 @@ template <class T>
 const Tile<T>& tile_avx2();
 template <class T>
 const Tile<T>& tile_avx512();
-// of floats only
-template <class T>
-const Tile<T>& tile_avx512bf16();
+// of bfloat16
+const Tile<float>& tile_avx512bf16();
+const Tile<float>& tile_amx();
+const Tile<float>& tile_amx_bfloat16();
 
 }  // namespace vqkit

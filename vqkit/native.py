@@ -2,7 +2,7 @@
 
 All functions take contiguous tensors and allocate what they return. Processor functions use ``torch.get_num_threads()`` threads and give the
 same bits for any number of them. float16 and bfloat16 are computed in float32 and rounded once. The environment variable
-``VQKIT_ISA`` (``portable``, ``avx2``, ``avx512``), read at every call, forces an instruction set of the nearest-code search; the default
+``VQKIT_ISA`` (``portable``, ``avx2``, ``avx512``, ``amx``), read at every call, forces an instruction set of the nearest-code search; the default
 is the best that the processor has.
 """
 

@@ -7,7 +7,7 @@ from vqkit import native
 
 pytestmark = pytest.mark.skipif(native._native is None, reason="the native module is not built")
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "amx")
 SIZES = [(n, k, d) for n in (0, 1, 7, 129) for k in (1, 2, 33, 1000) for d in (1, 3, 8, 65, 256)]
 
 
@@ -306,3 +306,16 @@ def test_refusals_name_the_argument(monkeypatch):
     with pytest.raises(ValueError, match="VQKIT_ISA must be .* got pentium"):
         native.nearest_codes(latents, codes, 1, False, True)
     assert "pentium" in native.describe()["isa"]
+
+
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="this processor has no matrix unit")
+def test_other_users_of_the_matrix_unit_are_not_disturbed(monkeypatch):
+    latents, codes = make("gaussian", 300, 200, 40, torch.float32)
+    left, right = (torch.randn(256, 256, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16) for seed in (0, 1))
+    product = left @ right
+    expected = native.nearest_codes(latents, codes, 1, False, True)[1]
+    for _ in range(3):
+        assert torch.equal(native.nearest_codes(latents, codes, 1, False, True)[1], expected)
+        assert torch.equal(left @ right, product)
+    monkeypatch.setenv("VQKIT_ISA", "portable")
+    assert torch.equal(native.nearest_codes(latents, codes, 1, False, True)[1], expected)
