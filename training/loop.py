@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from training import checkpoint
 from training.distributed import Ranks, started
+from training.holding import held
 from training.log import RunLog, bar_text, progress_bar
 from training.recipes import changed_setting
 from training.stopping import Stop
@@ -60,7 +61,8 @@ def train_run(
     """Train until `settings.steps`, or go on with a stopped run; returns the run's folder.
 
     config: what RUN/config.json will hold.  with_defaults: an older config.json with what has been added since.  create: makes the run.
-    Raises ValueError for settings that do not fit the data, the model or the run that is to be resumed. SIGINT and SIGTERM save a
+    Raises ValueError for settings that do not fit the data, the model or the run that is to be resumed, and where another process trains
+    that run. SIGINT and SIGTERM save a
     checkpoint and raise SystemExit.
     """
     with started(settings.device) as ranks, Stop() as stop, reproducible(ranks.device):
@@ -74,18 +76,19 @@ def train_run(
 def _run(name: str, settings: Settings, config: dict, with_defaults: Callable, create: Callable, ranks: Ranks, stop: Stop) -> int:
     """Train to the end or to a signal; the signal that left the run unfinished, or 0."""
     _check_folder(settings, config, with_defaults, ranks)
-    run = create(ranks)
-    try:
-        # Noted only now: settings that a model refuses must not bind the folder to them.
-        if ranks.first:
-            checkpoint.write_json(settings.out / "config.json", config)
-        run.restore()
-        if run.step < settings.steps:
-            return _loop(name, settings, run, ranks, stop)
-        say(ranks, f"{settings.out}: {run.step} steps are done already; a larger --steps goes on")
-        return 0
-    finally:
-        run.log.close()
+    with held(settings.out) if ranks.first else contextlib.nullcontext():
+        run = create(ranks)
+        try:
+            # Noted only now: settings that a model refuses must not bind the folder to them.
+            if ranks.first:
+                checkpoint.write_json(settings.out / "config.json", config)
+            run.restore()
+            if run.step < settings.steps:
+                return _loop(name, settings, run, ranks, stop)
+            say(ranks, f"{settings.out}: {run.step} steps are done already; a larger --steps goes on")
+            return 0
+        finally:
+            run.log.close()
 
 
 def _loop(name: str, settings: Settings, run: TrainingRun, ranks: Ranks, stop: Stop) -> int:

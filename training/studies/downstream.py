@@ -17,6 +17,7 @@ from PIL import Image
 
 from training import checkpoint
 from training.data.sources import open_split
+from training.holding import held
 from training.pictures import embedded
 from training.priors.evaluate import PriorEvaluation, evaluate_prior
 from training.priors.generate import Generation, generate
@@ -103,6 +104,11 @@ def run_downstream(wanted: Downstream) -> Path:
     runs = [FinishedRun.open(folder) for folder in wanted.tokenizers]
     tasks = _tasks(wanted)
     _check_folder(wanted)
+    with held(wanted.out):
+        return _run(wanted, runs, tasks)
+
+
+def _run(wanted: Downstream, runs: list[FinishedRun], tasks: list[str]) -> Path:
     checkpoint.write_json(wanted.out / "downstream.json", wanted.basis)
     number, total = 0, len(runs) * len(tasks)
     for run in runs:

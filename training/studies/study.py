@@ -18,6 +18,7 @@ from training import checkpoint
 from training.data.sources import has_captions, open_split
 from training.distributed import choose_device
 from training.evaluate import MEAN_COLOR, Evaluation, evaluate
+from training.holding import held
 from training.recipes import TokenizerSettings, changed_setting, to_json, with_defaults
 from training.report import show, write_page
 from training.runs import FinishedRun
@@ -111,6 +112,11 @@ def make_study(wanted: Study) -> Path:
     runs = [(candidate, seed, wanted.settings(candidate, seed)) for candidate in wanted.candidates for seed in wanted.seeds]
     _check_folders(wanted, runs)
     probe = _probe(wanted, runs)
+    with held(wanted.out):
+        return _make(wanted, runs, probe)
+
+
+def _make(wanted: Study, runs: list[tuple[Candidate, int, TokenizerSettings]], probe: LanguageProbe | None) -> Path:
     checkpoint.write_json(wanted.out / "study.json", {"study": wanted.name} | _basis(wanted))
     for number, (candidate, seed, settings) in enumerate(runs, 1):
         print(f"\n[{number}/{len(runs)}] {candidate.label}, seed {seed}", flush=True)
