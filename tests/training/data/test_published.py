@@ -1,6 +1,7 @@
 """Published data sets in small trees of the layouts in which they are distributed, whole and with a part missing."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -142,6 +143,12 @@ def test_textcaps(tmp_path):
     textcaps(tmp_path)
     assert records(tmp_path, "train")[1] == [{"file_name": "train_images/train1.jpg", "captions": ["a sign", "a stop sign"]}]
     assert records(tmp_path, "test")[1][0]["file_name"] == "train_images/val1.jpg"
+    (tmp_path / "TextCaps_0.1_val.json").unlink()
+    with pytest.raises(DataError, match="missing TextCaps's captions: expected .*TextCaps_0.1_val.json"):
+        open_split(tmp_path, "val")
+    shutil.rmtree(tmp_path / "train_images")
+    with pytest.raises(DataError, match="missing TextCaps's pictures: expected .*train_images or .*train_val_images/train_images"):
+        open_split(tmp_path, "train")
 
 
 @pytest.mark.parametrize("below", ["ILSVRC/Data/CLS-LOC", "."])
