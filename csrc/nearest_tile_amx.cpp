@@ -133,30 +133,41 @@ inline __attribute__((always_inline)) void store_sums(float* to) {
   }
 }
 
-// Whether no product x.c makes a score above its row's limit; the longest norm stands for all of the panel here.
+// rows that are looked at together when one of them may have a score above its limit
+constexpr int group = 8;
+
+// Bit g is set where a row of group g may have one: the longest norm stands for all of the panel here, and what rounding adds to a
+// difference is within the margin of the bound.
 template <int ROWS>
-inline __attribute__((always_inline)) bool all_quiet(const float* tile, const float* panel_head, const float* products) {
+inline __attribute__((always_inline)) unsigned loud_groups(const float* tile, const float* panel_head, const float* products) {
   const __m512 start0 = _mm512_load_ps(panel_head), start1 = _mm512_load_ps(panel_head + side);
   const float* norms = panel_head + panel;
   const __m512 longest = _mm512_set1_ps(_mm512_reduce_max_ps(_mm512_max_ps(_mm512_load_ps(norms), _mm512_load_ps(norms + side))));
   alignas(64) float thresholds[ROWS];
   for (int r = 0; r < ROWS; r += side)
     _mm512_store_ps(thresholds + r, _mm512_fnmadd_ps(longest, _mm512_load_ps(tile + r), _mm512_load_ps(tile + ROWS + r)));
-  __mmask16 even = 0xffff, odd = 0xffff;
+  constexpr __mmask16 all = 0xffff;
+  __mmask16 quiet[ROWS / group];
 #pragma GCC unroll 32
   for (int r = 0; r < ROWS; ++r, products += panel) {
-    auto& quiet = r % 2 ? odd : even;
     const __m512 larger = _mm512_max_ps(_mm512_add_ps(_mm512_load_ps(products), start0), _mm512_add_ps(_mm512_load_ps(products + side), start1));
-    quiet = _mm512_mask_cmp_ps_mask(quiet, larger, _mm512_set1_ps(thresholds[r]), _CMP_LE_OQ);
+    const __mmask16 so_far = r % group == 0 ? all : quiet[r / group];
+    quiet[r / group] = _mm512_mask_cmp_ps_mask(so_far, larger, _mm512_set1_ps(thresholds[r]), _CMP_LE_OQ);
   }
-  return (even & odd) == 0xffff;
+  __mmask16 everywhere = all;
+  for (__mmask16 here : quiet) everywhere &= here;
+  if (__builtin_expect(everywhere == all, 1)) return 0;
+  unsigned loud = 0;
+  for (int g = 0; g < ROWS / group; ++g) loud |= unsigned(quiet[g] != all) << g;
+  return loud;
 }
 
-// Puts scores in the place of the products and visits them.
+// Puts scores in the place of a group's products and visits them.
 template <int ROWS>
-__attribute__((noinline)) void visit_rows(float* tile, const float* panel_head, float* products, std::int32_t first, int ranks,
-                                          const Visitor<float>& visitor) {
-  for (int r = 0; r < ROWS; ++r, products += panel) {
+__attribute__((noinline)) void visit_group(int first_row, float* tile, const float* panel_head, float* products, std::int32_t first,
+                                           int ranks, const Visitor<float>& visitor) {
+  products += first_row * panel;
+  for (int r = first_row; r < first_row + group; ++r, products += panel) {
     for (int half = 0; half < panel; half += side) {
       const __m512 start = _mm512_load_ps(panel_head + half), norm = _mm512_load_ps(panel_head + panel + half);
       const __m512 score = _mm512_fmadd_ps(_mm512_set1_ps(tile[r]), norm, _mm512_add_ps(_mm512_load_ps(products + half), start));
@@ -176,9 +187,12 @@ void score_panels(float* tile, const float* panels, std::int64_t panel_count, st
   // a panel's products are looked at while the unit makes those of the next
   for (std::int64_t p = 0; p <= panel_count; ++p, panels += panel_size) {
     if (p < panel_count) multiply_tile<BLOCKS, THREE>(tile + 2 * rows, panels + 2 * panel, step_count);
-    float* made = products[(p + 1) % 2];
-    if (p > 0 && __builtin_expect(!all_quiet<rows>(tile, panels - panel_size, made), 0))
-      visit_rows<rows>(tile, panels - panel_size, made, first + std::int32_t(p - 1) * panel, ranks, visitor);
+    if (p > 0) {
+      const float* head = panels - panel_size;
+      float* made = products[(p - 1) % 2];
+      for (unsigned loud = loud_groups<rows>(tile, head, made); loud != 0; loud &= loud - 1)
+        visit_group<rows>(group * __builtin_ctz(loud), tile, head, made, first + std::int32_t(p - 1) * panel, ranks, visitor);
+    }
     if (p < panel_count) store_sums<BLOCKS>(products[p % 2]);
   }
 }
