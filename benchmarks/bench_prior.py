@@ -84,25 +84,29 @@ def test_prior_training_step(measure, benchmark, device, contender):
     shape = SHAPES[device]
     benchmark.extra_info["tokens"] = shape["batch"] * (TEXT + shape["image"])
     group = f"prior training step, {shape['depth']} layers of {shape['width']}, {shape['batch']} x {TEXT + shape['image']} tokens"
-    measure(_training(contender, shape, device), group, contender, rounds=5)
+    measure(lambda name: _training(name, shape, device), group, contender, rounds=5)
 
 
 @pytest.mark.parametrize("contender", ["vqkit", "without kept keys", "transformers GPT-2"])
 def test_prior_sampling(measure, benchmark, device, contender):
     shape = SHAPES[device]
     batch, image = shape["batch"], shape["image"]
-    model = (_gpt2 if contender == "transformers GPT-2" else _prior)(shape, device).eval()
     text = _tokens(shape, device)["text"]
 
-    def sample():
-        if contender == "transformers GPT-2":
-            return model.generate(text, attention_mask=torch.ones_like(text), do_sample=True, top_k=0, min_new_tokens=image,
-                                  max_new_tokens=image, pad_token_id=0)
-        return model.generate({"text": text}, Sampling(), cached=contender == "vqkit")
+    def sampling_of(name):
+        model = (_gpt2 if name == "transformers GPT-2" else _prior)(shape, device).eval()
+
+        def sample():
+            if name == "transformers GPT-2":
+                return model.generate(text, attention_mask=torch.ones_like(text), do_sample=True, top_k=0, min_new_tokens=image,
+                                      max_new_tokens=image, pad_token_id=0)
+            return model.generate({"text": text}, Sampling(), cached=name == "vqkit")
+
+        return sample
 
     benchmark.extra_info["tokens"] = batch * image
     group = f"prior sampling, {shape['depth']} layers of {shape['width']}, {batch} x {image} codes after {TEXT} words"
-    measure(sample, group, contender, rounds=2 if contender == "without kept keys" else 3)
+    measure(sampling_of, group, contender, rounds=2 if contender == "without kept keys" else 3)
 
 
 def test_decoding(measure, device):
@@ -115,4 +119,4 @@ def test_decoding(measure, device):
         with torch.no_grad():
             return model.decode(indices)
 
-    measure(decode, "decoding 32 pictures of 64x64 from 8x8 codes", "vqkit", rounds=5)
+    measure(lambda name: decode, "decoding 32 pictures of 64x64 from 8x8 codes", "vqkit", rounds=5)

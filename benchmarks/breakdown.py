@@ -62,7 +62,9 @@ def quantizer_call(step: Step, latents: Tensor) -> Callable[[], None]:
         number += 1
         torch.manual_seed(number)
         with deterministic(step.deterministic):
-            found = quantizer(inputs, **options)
+            # As in the step: what layers a quantizer has take what the networks give.
+            with step.run.autocast():
+                found = quantizer(inputs, **options)
             torch.autograd.grad((found.quantized, found.loss), (inputs, *parameters), (upstream, one), allow_unused=True)
 
     return call
@@ -133,7 +135,9 @@ def _generation(quantizer: nn.Module, step: Step, seconds_of: Callable) -> float
 
         def call(make=make, parameters=parameters, upstream=upstream):
             with deterministic(step.deterministic):
-                torch.autograd.grad(make(), parameters, upstream, allow_unused=True)
+                with step.run.autocast():
+                    codes = make()
+                torch.autograd.grad(codes, parameters, upstream.to(codes.dtype), allow_unused=True)
 
         total += seconds_of(call)
     return total

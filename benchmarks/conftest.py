@@ -28,12 +28,14 @@ def device() -> str:
 
 @pytest.fixture
 def measure(benchmark):
-    """measure(function, group, contender): time one call and note its extra memory; "vqkit" is what the others are held against.
+    """measure(call_of, group, contender): time ``call_of(contender)`` and note its extra memory.
 
-    beside: vqkit's call, timed before every round, so that the ratio is of calls that took turns.
+    The others are held against ``call_of("vqkit")``, which is timed before every round of theirs: the ratio is of calls that took turns.
     """
 
-    def run(function, group: str, contender: str, rounds: int = 7, beside=None):
+    def run(call_of, group: str, contender: str, rounds: int = 7):
+        function, beside = call_of(contender), call_of("vqkit") if contender != "vqkit" else None
+
         def timed():
             function()
             if DEVICE == "cuda":

@@ -19,13 +19,13 @@ def factor(value: float) -> str:
 
 
 def table(results: dict) -> str:
-    """One row a contender: median, spread, memory, and how many times slower it is than vqkit in the same run."""
+    """One row a contender: median, spread, memory, and how many times slower it is than vqkit taking turns with it."""
     machine = results["machine_info"]
     about = machine.get("vqkit", {})
     versions = ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items())
     lines = [
         f"{about.get('device', machine['machine'])}; Python {machine['python_version']}, {versions}; {results['datetime'][:10]}. "
-        "Medians; the ratio is the contender's median over vqkit's.",
+        "Medians; a ratio is the contender's median over that of vqkit's calls in between.",
         "",
         "| what | contender | median | fastest..slowest | extra memory | vqkit is faster by |",
         "| --- | --- | --- | --- | --- | --- |",

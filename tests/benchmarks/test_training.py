@@ -134,6 +134,15 @@ def test_shares_of_a_quantizer(recipe, computed, changes):
     assert not any("observe" in vars(module) for module in step.run.model.modules()), "what the profiler saw is undone"
 
 
+@pytest.mark.parametrize("recipe", ["vqvae", "simvq", "adq"])
+def test_a_quantizer_alone_takes_what_autocast_gives_it(recipe):
+    step = step_of(recipe, "bf16 autocast", torch.rand(2, 3, 16, 16) * 2 - 1)
+    latents = breakdown.latents_of(step)
+    assert latents.dtype == torch.bfloat16
+    share = breakdown.measure_share(step, latents, lambda call: (call(), 1.0)[1])
+    assert share.search > 0 and share.codebook == {"vqvae": 0, "simvq": 2, "adq": 0}[recipe]
+
+
 def test_calls_take_turns():
     seen = []
     calls = {name: lambda name=name: seen.append(name) for name in "abc"}
