@@ -31,7 +31,7 @@ class Scan {
   Scan(const NearestProblem<T>& problem, const Tile<T>& tile, Operands<T>& operands, int threads)
       : p(problem), tile(tile), operands(operands), threads(threads) {
     const std::int64_t code_bytes = (tile.places(p.dim) + 2) * std::int64_t(sizeof(T));
-    const std::int64_t part_codes = tile.rows > few_rows ? 1024 : 256;
+    const std::int64_t part_codes = tile.rows > low_tile ? 1024 : 256;
     part = std::max<std::int64_t>(std::min(part_codes, part_bytes / code_bytes) / tile.panel, 1);
     const std::int64_t parts = std::max<std::int64_t>(block_bytes / (part * tile.panel * code_bytes), 1);
     panel_count = round_up(p.code_count, tile.panel) / tile.panel;
@@ -86,7 +86,7 @@ class Scan {
   static constexpr std::int64_t block_bytes = 5 << 18;
   static constexpr std::int64_t part_bytes = 1 << 18;
   // rows of a tile above which codes are read so seldom that they may as well come from the second cache
-  static constexpr std::int64_t few_rows = 16;
+  static constexpr std::int64_t low_tile = 16;
   // a thread's packed rows
   static constexpr std::int64_t group_bytes = 1 << 17;
   static constexpr std::int64_t group_rows = 96;
