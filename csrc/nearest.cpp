@@ -52,7 +52,7 @@ Tiles<T> choose_tiles() {
 #endif
 #ifdef VQKIT_BF16
   if constexpr (sizeof(T) == 4)
-    if (isa == Isa::avx512 && multiplies_bfloat16()) return {&tile_avx512<T>(), &tile_avx512bf16()};
+    if (multiplies_bfloat16()) return {&tile_avx512<T>(), &tile_avx512bf16()};
 #endif
 #ifdef VQKIT_X86
   if (isa == Isa::avx512 || isa == Isa::amx) return {&tile_avx512<T>(), nullptr};
